@@ -1,0 +1,221 @@
+"""Every setting of a training run, documented and bounded field by field.
+
+The models here are at once the YAML file (`configs/*.yaml`), the command line
+(`--model.backbone vgg19`, see `protopnet.cli`) and the record kept in the run folder.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A group of settings. Unknown keys are refused, values can't be changed once checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(Section):
+    """Where the images come from."""
+
+    source: Literal["birds", "folder", "cub", "shards"] = Field(
+        "birds",
+        description="birds: generated birds; folder: one sub-folder a class (with or without train/ and test/ "
+        "above); cub: CUB-200-2011 in its official layout; shards: a folder that jobs/prepare.py wrote",
+    )
+    path: str | None = Field(
+        None, description="folder of the images or shards, a local path or s3://…; not used by generated birds"
+    )
+    classes: int | list[str] | None = Field(
+        None, description="only the first N classes, or only the classes named; all when left out"
+    )
+    crop: Literal["boxes", "none"] = Field(
+        "boxes", description="for cub: crop each image to its bounding box, or keep the full image"
+    )
+    validation: float = Field(
+        0.1, ge=0, lt=1, description="share of each class's training images that is kept for validation"
+    )
+    test: float = Field(
+        0.2, ge=0, lt=1, description="share of each class cut off for testing when the source has no test split"
+    )
+    max_bad: float = Field(
+        0.05, ge=0, le=1, description="largest share of images that can't be read before the job gives up"
+    )
+    max_pixels: int = Field(
+        50_000_000, ge=1, description="images with more pixels than this are refused (decompression bombs)"
+    )
+    workers: int | None = Field(
+        None, ge=0, description="processes that decode images beside each training worker; chosen when left out"
+    )
+
+
+class BirdSettings(Section):
+    """The generated birds (used when data.source is birds)."""
+
+    classes: int = Field(12, ge=2, le=200, description="number of kinds of bird")
+    train_per_class: int = Field(60, ge=2, description="training images a class")
+    test_per_class: int = Field(20, ge=1, description="test images a class")
+    size: int = Field(128, ge=32, le=1024, description="width and height in pixels")
+    seed: int = Field(0, ge=0, description="another seed draws other kinds and other birds")
+
+
+class ModelSettings(Section):
+    """The network."""
+
+    kind: Literal["protopnet", "baseline"] = Field(
+        "protopnet", description="protopnet, or its black-box counterpart: the same backbone with a linear head"
+    )
+    backbone: str = Field(
+        "resnet18", description="any torchvision classification network by name (vgg16, densenet121, squeezenet1_0, …)"
+    )
+    cut: str | None = Field(
+        None,
+        description="name of the torchvision module whose output is the feature map, e.g. layer2; "
+        "the authors' place when left out",
+    )
+    weights: str | None = Field(
+        None,
+        description="weights the backbone starts with: a .pth or .safetensors file (local or s3://), "
+        "`imagenet` to download torchvision's, or nothing: from scratch",
+    )
+    image_size: int = Field(224, ge=32, le=2048, description="images are resized to this many pixels on each side")
+    add_on: Literal["regular", "bottleneck"] = Field("regular", description="layers between backbone and prototypes")
+    prototype_depth: int = Field(128, ge=2, le=4096, description="channels of the latent map and of each prototype")
+    prototypes: int | None = Field(
+        None, ge=1, description="number of prototypes over all classes; 10 a class when left out"
+    )
+    prototype_shape: tuple[int, int] = Field((1, 1), description="height and width of a prototype in latent cells")
+    similarity: Literal["log", "linear", "cosine"] = Field(
+        "log", description="log((d+1)/(d+epsilon)) and -d of the squared distance d, or the cosine"
+    )
+    epsilon: float = Field(1e-4, gt=0, description="epsilon of the log similarity")
+    connection_scale: float | None = Field(
+        None,
+        gt=0,
+        description="class connections start at +scale for the own class and -scale/2 for others; "
+        "1 for log and linear, 10 for cosine when left out",
+    )
+    start: Literal["data", "random"] = Field(
+        "data",
+        description="data: add-on layers from the principal directions of the backbone's patches, prototypes from "
+        "k-means of each class's patches; random: as published",
+    )
+
+    @property
+    def own_connection(self) -> float:
+        """Class connection of a prototype to its own class before the last layer is optimised."""
+        if self.connection_scale is not None:
+            return self.connection_scale
+        return 10.0 if self.similarity == "cosine" else 1.0
+
+
+class AugmentSettings(Section):
+    """Augmentation of training images, on the fly."""
+
+    recipe: Literal["paper", "flip", "none"] = Field(
+        "paper", description="paper: rotate, skew or shear, each with a flip, as published; flip: only that; none"
+    )
+    copies: int = Field(1, ge=1, description="augmented passes over the training images an epoch (published: 30)")
+    rotate: float = Field(15, ge=0, le=45, description="largest rotation in degrees")
+    skew: float = Field(0.2, ge=0, le=0.5, description="largest skew as a share of the longer side")
+    shear: float = Field(10, ge=0, le=45, description="largest shear in degrees")
+
+
+class TrainSettings(Section):
+    """Joint SGD of everything below the last layer, and the schedule of the stages."""
+
+    batch_size: int = Field(80, ge=1, description="images a step, over all workers together")
+    warm_epochs: int = Field(5, ge=0, description="epochs that train only add-on layers and prototypes")
+    joint_epochs: int = Field(6, ge=0, description="joint epochs before the first push")
+    next_joint_epochs: int = Field(10, ge=1, description="joint epochs between one push and the next")
+    cycles: int = Field(1, ge=1, description="how many times joint training, push and last layer are run at most")
+    patience: int = Field(
+        1, ge=1, description="stop after this many cycles in a row without a better validation accuracy"
+    )
+    lr_features: float = Field(1e-4, gt=0, description="Adam learning rate of the backbone")
+    lr_add_on: float = Field(3e-3, gt=0, description="Adam learning rate of the add-on layers")
+    lr_prototypes: float = Field(3e-3, gt=0, description="Adam learning rate of the prototypes")
+    lr_head: float = Field(1e-3, gt=0, description="Adam learning rate of the baseline's linear head")
+    weight_decay: float = Field(1e-3, ge=0, description="Adam L2 penalty of backbone, add-on layers and head")
+    decay_epochs: int = Field(5, ge=1, description="joint epochs after which learning rates are multiplied by decay")
+    decay: float = Field(0.1, gt=0, le=1, description="factor of the step decay")
+    schedule: Literal["step", "cosine"] = Field(
+        "step", description="step decay as published, or one cosine from the first joint epoch to the last"
+    )
+    cross_entropy: float = Field(1.0, description="weight of the cross-entropy")
+    cluster: float = Field(0.8, description="weight of the cluster cost: own-class prototypes near some patch")
+    separation: float = Field(-0.08, description="weight of the separation cost: other classes' prototypes far away")
+    l1: float = Field(1e-4, ge=0, description="weight of the L1 norm of connections to other classes")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="of the backbone in training; distances are always float32; auto: bf16 where it is faster"
+    )
+
+
+class PushSettings(Section):
+    """Projection of each prototype onto the nearest latent patch of its class."""
+
+    distinct: bool = Field(True, description="no two prototypes of a class on the same patch: take the next nearest")
+    batch_size: int = Field(64, ge=1, description="images a forward pass, in every pass without gradients")
+
+
+class LastLayerSettings(Section):
+    """The convex optimisation of the class connections."""
+
+    l1: float = Field(1e-4, ge=0, description="weight of the L1 norm of connections to other classes")
+    ridge: float = Field(1e-4, gt=0, description="weight of half the squared distance from the starting connections")
+    copies: int = Field(
+        1, ge=0, description="augmented copies of each training image beside the plain one, in the cached similarities"
+    )
+    tolerance: float = Field(1e-5, gt=0, description="stop when the optimality (KKT) residual falls below this")
+    max_iterations: int = Field(2000, ge=1, description="stop after this many iterations all the same, and say so")
+
+
+class ComputeSettings(Section):
+    """What of the cluster a run uses."""
+
+    address: str | None = Field(
+        None, description="Ray cluster to connect to (`auto` for the one on this machine); a local Ray when left out"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="data-parallel training workers; one a GPU, or one on a machine without, when left out"
+    )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of each training worker; shared out evenly when left out"
+    )
+    pass_workers: int | None = Field(
+        None, ge=1, description="actors of passes without gradients (push, evaluation); chosen when left out"
+    )
+    gpu: bool | None = Field(None, description="train on GPUs; where the cluster has any when left out")
+    max_failures: int = Field(3, ge=0, description="how often a training stage may be restarted after a lost worker")
+
+
+class RunSettings(Section):
+    """Settings of `jobs/train.py`."""
+
+    name: str = Field("quickstart", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run")
+    storage: str = Field("runs", description="where run folders go: a local path or s3://bucket/prefix")
+    seed: int = Field(0, ge=0, description="seed of everything that is drawn")
+    data: DataSettings = DataSettings()
+    birds: BirdSettings = BirdSettings()
+    model: ModelSettings = ModelSettings()
+    augment: AugmentSettings = AugmentSettings()
+    train: TrainSettings = TrainSettings()
+    push: PushSettings = PushSettings()
+    last_layer: LastLayerSettings = LastLayerSettings()
+    compute: ComputeSettings = ComputeSettings()
+
+    @model_validator(mode="after")
+    def _source_has_a_path(self) -> "RunSettings":
+        if self.data.source != "birds" and not self.data.path:
+            raise ValueError(f"data.path is missing: where are the images of data.source {self.data.source}?")
+        return self
+
+
+class PrepareSettings(Section):
+    """Settings of `jobs/prepare.py`: turn any source of images into shards."""
+
+    output: str = Field("shards", description="folder the shards are written to: a local path or s3://bucket/prefix")
+    overwrite: bool = Field(False, description="replace a dataset that is already there")
+    seed: int = Field(0, ge=0, description="seed of the validation and test splits cut from a folder")
+    data: DataSettings = DataSettings()
+    birds: BirdSettings = BirdSettings()

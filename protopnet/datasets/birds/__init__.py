@@ -1,0 +1,70 @@
+"""Generated birds: the embedded data set, with the true place of every part."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from protopnet.config import BirdSettings
+
+from .kinds import PARTS, Kind, distinguishing_parts, draw_kinds
+from .render import KeyPoint, render_bird
+
+__all__ = [
+    "PARTS",
+    "KeyPoint",
+    "Kind",
+    "bird_kinds",
+    "bird_row",
+    "bird_rows",
+    "distinguishing_parts",
+    "image_rng",
+    "render_bird",
+]
+
+# In order of their paths, which is the order of images within a class.
+SPLITS: tuple[str, ...] = ("test", "train")
+
+
+def bird_kinds(settings: BirdSettings) -> list[Kind]:
+    """The kinds of these settings; a kind's place in the list is its label."""
+    return draw_kinds(settings.classes, settings.seed)
+
+
+def bird_rows(settings: BirdSettings) -> Iterator[dict[str, Any]]:
+    """All rows of the data set in order of (class, path), with the encoded images."""
+    image_id = 0
+    kinds = bird_kinds(settings)
+    for label in range(len(kinds)):
+        for split in SPLITS:
+            count = settings.train_per_class if split == "train" else settings.test_per_class
+            for index in range(count):
+                yield bird_row(settings, kinds, label, split, index) | {"image_id": image_id}
+                image_id += 1
+
+
+def bird_row(settings: BirdSettings, kinds: list[Kind], label: int, split: str, index: int) -> dict[str, Any]:
+    """One row but for its image_id; depends on the arguments alone, so rows may be drawn in any order."""
+    kind = kinds[label]
+    image, parts = render_bird(kind, image_rng(settings.seed, split, label, index), settings.size)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=92, subsampling=0)
+    data = buffer.getvalue()
+    return {
+        "uri": f"birds://{split}/{kind.name.replace(' ', '_')}/{index:04d}",
+        "image": data,
+        "label": label,
+        "class_name": kind.name,
+        "split": split,
+        "width": settings.size,
+        "height": settings.size,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "parts": [{"part": point.part, "x": point.x, "y": point.y} for point in parts],
+    }
+
+
+def image_rng(seed: int, split: str, label: int, index: int) -> np.random.Generator:
+    """Random numbers of one image, the same in whatever order images are drawn."""
+    return np.random.default_rng([seed, SPLITS.index(split), label, index])

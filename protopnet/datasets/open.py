@@ -1,0 +1,122 @@
+"""From settings to a dataset, whatever the source."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from protopnet import storage
+from protopnet.config import BirdSettings, DataSettings
+from protopnet.datasets.cub import cub_classes, cub_rows
+from protopnet.datasets.folders import Progress, scan_folder
+from protopnet.datasets.reader import ImageReader
+from protopnet.datasets.rows import MANIFEST_SCHEMA, BadRow, Dataset
+from protopnet.datasets.shards import is_complete, open_shards, write_shards
+from protopnet.datasets.splits import chosen_classes
+from protopnet.errors import UserError
+
+_FORMAT = 1  # raised when the same settings begin to yield other rows: what was written is then made anew
+_CHUNK = 64  # images read at a time when one dataset is copied into another
+
+
+class DatasetSettings(Protocol):
+    """The settings that say where images come from: `RunSettings`, `PrepareSettings`."""
+
+    @property
+    def data(self) -> DataSettings: ...
+    @property
+    def birds(self) -> BirdSettings: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stream of rows with their images, ready for `write_shards`."""
+
+    rows: Iterable[dict[str, Any] | BadRow]
+    classes: list[str]
+    about: dict[str, Any]
+
+
+def open_dataset(settings: DatasetSettings, work_uri: str, progress: Progress | None = None) -> Dataset:
+    """The dataset that the settings describe.
+
+    Folders and shards are read in place; birds and CUB-200-2011 are written as shards under `work_uri` first,
+    once for the same settings, also after a killed run. Errors: `UserError`. Whether it can be trained on is
+    for `validate.check_dataset` to say.
+    """
+    data = settings.data
+    if data.source == "folder":
+        return scan_folder(_path(data), data, settings.seed, progress)
+    if data.source == "shards":
+        return open_shards(_path(data), data, settings.seed)
+    uri = storage.join(work_uri, f"{data.source}-{_fingerprint(settings)}")
+    if not is_complete(uri):
+        source = open_source(settings)
+        write_shards(source.rows, uri, source.classes, source.about, progress=progress)
+    # The shards hold just the classes that were asked for.
+    return open_shards(uri, data.model_copy(update={"classes": None}), settings.seed)
+
+
+def open_source(settings: DatasetSettings, progress: Progress | None = None) -> Source:
+    """All rows of a source with their images, in order of image_id, read as they are asked for.
+
+    Splits are the source's own, for folders and shards with what `data.validation` and `data.test` cut off.
+    progress: of checking the images of a folder before their rows are handed out.
+    """
+    data = settings.data
+    if data.source == "birds":
+        return _birds(settings)
+    path = _path(data)
+    if data.source == "cub":
+        about = {"kind": "cub", "path": storage.located(path), "crop": data.crop}
+        return Source(cub_rows(path, data), cub_classes(path, data), about)
+    if data.source == "folder":
+        dataset = scan_folder(path, data, settings.seed, progress)
+    else:
+        dataset = open_shards(path, data, settings.seed)
+    return Source(_rows_of(dataset), dataset.classes, dataset.source)
+
+
+def _path(data: DataSettings) -> str:
+    if not data.path:
+        raise UserError(f"data.path is missing: where are the images of data.source {data.source}?")
+    return data.path
+
+
+def _fingerprint(settings: DatasetSettings) -> str:
+    """Changes with every setting on which the rows of generated birds or of CUB-200-2011 depend."""
+    data = settings.data
+    if data.source == "birds":
+        relevant = settings.birds.model_dump() | {"only": data.classes}
+    else:
+        relevant = data.model_dump(include={"classes", "crop", "max_pixels"})
+        relevant["path"] = storage.located(_path(data))
+    return hashlib.sha256(json.dumps([_FORMAT, relevant], sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _birds(settings: DatasetSettings) -> Source:
+    # Only here: the other sources don't need the renderer.
+    from protopnet.datasets.birds import bird_kinds, bird_rows
+
+    classes = chosen_classes([kind.name for kind in bird_kinds(settings.birds)], settings.data.classes)
+    label_of = {name: label for label, name in enumerate(classes)}
+    chosen = (row for row in bird_rows(settings.birds) if row["class_name"] in label_of)
+    rows = (row | {"image_id": i, "label": label_of[row["class_name"]]} for i, row in enumerate(chosen))
+    return Source(rows, classes, {"kind": "birds", "crop": "none"} | settings.birds.model_dump())
+
+
+def _rows_of(dataset: Dataset) -> Iterator[dict[str, Any] | BadRow]:
+    """The rows of a dataset with their images. Files that change or go while they are copied end the copy."""
+    for error in dataset.errors.to_pylist():
+        yield BadRow(**error)
+    reader = ImageReader()
+    for start in range(0, dataset.table.num_rows, _CHUNK):
+        chunk = dataset.table.slice(start, _CHUNK)
+        images = reader.read(chunk, range(chunk.num_rows))
+        for row, image in zip(chunk.to_pylist(), images, strict=True):
+            if hashlib.sha256(image).hexdigest() != row["sha256"]:
+                raise UserError(f"{row['uri']} changed while it was copied; run the same command again")
+            yield {name: row[name] for name in MANIFEST_SCHEMA.names[:-3]} | {"image": image}

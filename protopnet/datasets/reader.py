@@ -1,0 +1,146 @@
+"""The encoded bytes of a dataset's images, from plain files or from shards, on disk or in a bucket."""
+
+import os
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from protopnet import storage
+from protopnet.imaging import BadImage
+
+_REMOTE_THREADS = 16
+_OPEN_SHARDS = 32  # an open shard holds its footer in memory: some 100 kB
+
+Group = tuple[str, int]  # file, row group
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class ImageReader:
+    """Reads images by their place in a manifest. Keeps the last row groups it has read, so reading neighbours
+    together is cheap; a single image of a shard costs its row group (about 2 MB, see `shards`).
+
+    May be pickled and may cross a fork: it then starts again with nothing open.
+    """
+
+    def __init__(self, cache_groups: int = 16) -> None:
+        self.cache_groups = cache_groups
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._groups: OrderedDict[Group, pa.ChunkedArray] = OrderedDict()
+        self._shards: OrderedDict[str, tuple[pq.ParquetFile, threading.Lock]] = OrderedDict()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"cache_groups": self.cache_groups}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def read(self, columns: pa.Table | Mapping[str, Sequence[Any]], indices: Iterable[int]) -> list[bytes]:
+        """The images at these rows of a manifest, in the order of the indices.
+
+        columns: the manifest, or its columns `file`, `row_group` and `row`.
+        Errors: `OSError` for a file that can't be read, `UserError` for a bucket that can't be reached.
+        """
+        images = self._read(columns, indices)
+        for image in images:
+            if isinstance(image, OSError):
+                raise image
+        return images  # type: ignore[return-value]
+
+    def read_each(
+        self, columns: pa.Table | Mapping[str, Sequence[Any]], indices: Iterable[int]
+    ) -> list[bytes | BadImage]:
+        """As `read`, with a `BadImage` in the place of each file that can't be read (it is gone, say)."""
+        return [
+            BadImage(f"can't be read: {image.strerror or image}") if isinstance(image, OSError) else image
+            for image in self._read(columns, indices)
+        ]
+
+    def _read(self, columns: pa.Table | Mapping[str, Sequence[Any]], indices: Iterable[int]) -> list[bytes | OSError]:
+        if os.getpid() != self._process:
+            self._start()  # handles, threads and locks of the parent process are no use after a fork
+        files, groups, rows = _places(columns, list(indices))
+        images: list[bytes | OSError] = [b""] * len(files)
+        plain = [i for i, group in enumerate(groups) if group < 0]
+        for i, image in zip(plain, self._map(_read_file, [files[i] for i in plain], files), strict=True):
+            images[i] = image
+        wanted: dict[Group, list[int]] = defaultdict(list)
+        for i, group in enumerate(groups):
+            if group >= 0:
+                wanted[files[i], group].append(i)
+        for group_key, values in zip(wanted, self._map(self._group, list(wanted), files), strict=True):
+            for i in wanted[group_key]:
+                images[i] = values if isinstance(values, OSError) else values[rows[i]].as_py()
+        return images
+
+    def _map(self, work: Callable[[Key], Value], keys: list[Key], files: list[str]) -> Iterator[Value]:
+        """In threads where most of the time is waiting for a bucket."""
+        if len(keys) < 2 or not storage.is_remote(files[0]):
+            return map(work, keys)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_REMOTE_THREADS)
+        return self._pool.map(work, keys)
+
+    def _group(self, key: Group) -> pa.ChunkedArray | OSError:
+        with self._lock:
+            if key in self._groups:
+                self._groups.move_to_end(key)
+                return self._groups[key]
+        try:
+            shard, alone = self._shard(key[0])
+            with alone:  # two threads must not seek in one file
+                images = shard.read_row_group(key[1], columns=["image"]).column("image")
+        except pa.ArrowInvalid as error:
+            return OSError(f"{key[0]} is damaged: {error}")
+        except OSError as error:
+            return error
+        with self._lock:
+            self._groups[key] = images
+            while len(self._groups) > self.cache_groups:
+                self._groups.popitem(last=False)
+        return images
+
+    def _shard(self, file: str) -> tuple[pq.ParquetFile, threading.Lock]:
+        with self._lock:
+            if file in self._shards:
+                self._shards.move_to_end(file)
+                return self._shards[file]
+        remote = storage.is_remote(file)
+        shard = pq.ParquetFile(storage.open_reader(file) if remote else file, pre_buffer=remote)
+        opened = shard, threading.Lock()
+        with self._lock:
+            opened = self._shards.setdefault(file, opened)
+            while len(self._shards) > _OPEN_SHARDS:
+                self._shards.popitem(last=False)  # closed when the last thread that reads it lets go
+        return opened
+
+
+def _read_file(file: str) -> bytes | OSError:
+    try:
+        return storage.read_bytes(file)
+    except OSError as error:
+        return error
+
+
+def _places(
+    columns: pa.Table | Mapping[str, Sequence[Any]], indices: list[int]
+) -> tuple[list[str], list[int], list[int]]:
+    if isinstance(columns, pa.Table):
+        chosen = columns.select(["file", "row_group", "row"]).take(pa.array(indices, pa.int64()))
+        return chosen["file"].to_pylist(), chosen["row_group"].to_pylist(), chosen["row"].to_pylist()
+    files, groups, rows = columns["file"], columns["row_group"], columns["row"]
+    return (
+        [str(files[i]) for i in indices],
+        [int(groups[i]) for i in indices],
+        [int(rows[i]) for i in indices],
+    )

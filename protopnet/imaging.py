@@ -1,0 +1,188 @@
+"""From an encoded file to RGB pixels to the network's input: the only decoder of the system.
+
+What can't be trusted is refused with `BadImage`, never guessed: training, push, scoring and serving see the
+same pixels for the same file. No state is kept, and none of PIL's is changed: every function may run in
+any number of threads (PIL lets go of the interpreter's lock while it decodes and resizes).
+"""
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    import torch
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_PIXELS = 50_000_000
+
+# Loaded once and here, because PIL's lazy loading isn't made for threads. The kinds of file are named one by
+# one: among the others PIL knows are some that start foreign programs (EPS) or aren't pictures of anything.
+Image.init()
+_KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "MPO")
+_FORMATS = tuple(kind for kind in _KINDS if kind in Image.OPEN)
+
+# How the files of those kinds begin, to tell a damaged image from a file that never was one.
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\xff\x4f\xff\x51")
+
+_PHONES = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")  # HEIC
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImage(Exception):
+    """A file that can't be used as an image; `reason` is a short phrase for people."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
+    """Decode to a PIL image of mode RGB, turned as EXIF says, see-through parts on white, first frame.
+
+    at_least: a JPEG may be decoded at a half, quarter or eighth of its size (several times faster) as long as
+    both sides stay at least twice this many pixels.
+    """
+    image = _open(data, max_pixels)
+    try:
+        if at_least is not None:
+            image.draft(None, (2 * at_least, 2 * at_least))
+        image.load()
+        return _turned(_as_rgb(image), _orientation(image, data))
+    except BadImage:
+        raise
+    except Exception as error:  # PIL's decoders raise whatever damaged data makes them stumble over
+        raise _damaged(error) from error
+
+
+def measure(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height in pixels after the EXIF turn, from the header alone."""
+    image = _open(data, max_pixels)
+    return _turned_size(image, data)
+
+
+def verify(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height, having read the file to its end: what `decode` would refuse is refused.
+
+    Cheaper than decoding: a JPEG's data is read whole but turned into an eighth of the pixels.
+    """
+    size = measure(data, max_pixels)
+    decode(data, max_pixels=max_pixels, at_least=1)
+    return size
+
+
+def resize(image: Image.Image, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: bilinear over the whole area of each new pixel; the aspect ratio isn't kept."""
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def load(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """(size, size, 3) uint8: what every path without augmentation feeds the network."""
+    return resize(decode(data, max_pixels=max_pixels), size)
+
+
+def normalise(pixels_BHWC: "torch.Tensor") -> "torch.Tensor":
+    """uint8 B×H×W×3 to float32 B×3×H×W in channels-last order, with ImageNet's mean and deviation."""
+    # The permuted tensor already lies in memory as channels_last wants it; float() keeps that order.
+    x_B3HW = pixels_BHWC.contiguous().permute(0, 3, 1, 2).float()
+    mean = x_B3HW.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+    std = x_B3HW.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
+    return x_B3HW.sub_(mean * 255).div_(std * 255)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Read the header; nothing is decoded before the number of pixels is known to be acceptable."""
+    if not data:
+        raise BadImage("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        if data.startswith(_BEGINNINGS):
+            raise BadImage("damaged or cut off: its header can't be read") from error
+        if data[4:12] in _PHONES:
+            raise BadImage("HEIC, which can't be decoded here; convert it to JPEG") from error
+        raise BadImage("not an image of a known kind (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, …)") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage(f"more pixels than data.max_pixels ({max_pixels}) allows") from error
+    except Exception as error:  # see decode
+        raise _damaged(error) from error
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise BadImage("it has no pixels")
+    if width * height > max_pixels:
+        raise BadImage(f"{width} x {height} pixels are more than data.max_pixels ({max_pixels})")
+    return image
+
+
+def _damaged(error: Exception) -> BadImage:
+    if isinstance(error, MemoryError):
+        return BadImage("too little memory to decode it")
+    message = " ".join(str(error).split())[:120] or type(error).__name__
+    return BadImage(f"damaged or cut off: {message}")
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """EXIF orientation that is still to be applied, 1 to 8; 1 where there is none or it can't be read."""
+    if image.format == "TIFF":
+        return 1  # PIL turns TIFF by itself, and reports the turned size from the start
+    if image.format == "PNG" and "exif" not in image.info and b"eXIf" not in data:
+        return 1  # looking for it behind the pixels would decode them
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken metadata don't make the pixels bad
+        return 1
+    return orientation if orientation in _TURNS else 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _turned_size(image: Image.Image, data: bytes) -> tuple[int, int]:
+    width, height = image.size
+    try:
+        return (height, width) if _orientation(image, data) >= 5 else (width, height)
+    except Exception as error:  # see decode
+        raise _damaged(error) from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I"):
+        return _from_integers(image)
+    if image.mode in ("F", "LAB", "HSV"):
+        raise BadImage(f"colour mode {image.mode} isn't supported; save it with 8 or 16 bits a channel")
+    if image.has_transparency_data:
+        return _on_white(image)
+    return image.convert("RGB")  # grey, palette, CMYK (inverted as Adobe writes it in JPEG), YCbCr
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "La":
+        image = image.convert("LA")
+    see_through = image.convert("RGBA")
+    white = Image.new("RGBA", see_through.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, see_through).convert("RGB")
+
+
+def _from_integers(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8 bits: 65535 becomes 255, where PIL's own conversion would cut off at 255."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise BadImage("pixels of 32 bits have no defined brightness; save it with 8 or 16 bits a channel")
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
+        values = 65535 - values  # "white is zero", which PIL minds for 8 bits only
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")

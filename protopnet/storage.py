@@ -1,0 +1,308 @@
+"""Files on a local path or in a bucket (`s3://…`), through one small set of functions.
+
+What is written here appears whole or not at all: a local file is written under a hidden name, synced and
+renamed; an object in S3 becomes visible when its upload is complete. Credentials and endpoint come from the
+usual environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `AWS_PROFILE`, …).
+
+A *location* (uri) is a plain local path, `file://…`, or `s3://bucket/key`. The functions take any of them and
+give back absolute local paths or `s3://` URIs. A file that isn't there is a `FileNotFoundError`; what only
+the user can put right (no such bucket, wrong credentials, nobody at the endpoint) is a `UserError`.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import pyarrow.fs as pafs
+from botocore.exceptions import BotoCoreError, ClientError
+
+from protopnet.errors import UserError
+
+_UNFINISHED = ".unfinished"  # suffix of a file that is being written, or was when its process was killed
+_COPY_BYTES = 16 << 20
+_THREADS = 16  # requests in flight when many objects are moved
+
+_open_filesystems: dict[tuple[object, ...], fsspec.AbstractFileSystem] = {}
+_opening = threading.Lock()
+
+
+def is_remote(uri: str) -> bool:
+    """True for anything with a scheme other than `file://`."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri/part/part`, with single slashes between; an empty part is left out."""
+    pieces = [piece for piece in (part.strip("/") for part in parts) if piece]
+    return "/".join([uri.rstrip("/"), *pieces] if uri else pieces) or uri
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a location, and the path on it.
+
+    One file system a process: s3fs must not be carried over a fork, and a change of the AWS environment
+    (another endpoint, other credentials) gives another one.
+    """
+    scheme = uri.split("://", 1)[0] if is_remote(uri) else "file"
+    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "FSSPEC_"))))
+    key = (os.getpid(), scheme, settings if scheme == "s3" else ())
+    opened = _open_filesystems.get(key)
+    if opened is None:
+        with _opening:
+            opened = _open_filesystems.get(key) or _open_filesystem(scheme, uri)
+            _open_filesystems[key] = opened
+    if scheme == "file":
+        return opened, os.path.abspath(uri.removeprefix("file://"))
+    return opened, uri.split("://", 1)[1].strip("/")
+
+
+def _open_filesystem(scheme: str, uri: str) -> fsspec.AbstractFileSystem:
+    # Listings aren't cached: other processes write the same folders.
+    options: dict[str, Any] = {"use_listings_cache": False} if scheme == "s3" else {}
+    try:
+        return fsspec.filesystem(scheme, skip_instance_cache=True, **options)
+    except (ValueError, ImportError):
+        raise UserError(f"{uri}: storage of this kind isn't supported; use a local path or s3://bucket/…") from None
+
+
+@contextlib.contextmanager
+def _said_plainly(uri: str) -> Iterator[None]:
+    """Turn failures that only the user can put right into one line."""
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        raise UserError(f"{uri} can't be reached: {error}; check AWS_ENDPOINT_URL and the AWS credentials") from error
+    except PermissionError as error:
+        if not is_remote(uri):
+            raise
+        raise UserError(f"{uri}: access denied ({error}); check the AWS credentials") from error
+    except FileNotFoundError as error:
+        if is_remote(uri) and "NoSuchBucket" in str(error.__cause__):
+            raise UserError(f"{uri}: there is no bucket of this name") from error
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"{uri}: {error.strerror}; make room or choose another place") from error
+
+
+def _require_bucket(uri: str) -> None:
+    """`UserError` if the bucket isn't there: s3fs lists one that doesn't exist as empty."""
+    fs, path = filesystem(uri)
+    with _said_plainly(uri):
+        if is_remote(uri) and not fs.exists(path.split("/", 1)[0]):
+            raise UserError(f"{uri}: there is no bucket of this name")
+
+
+def located(uri: str) -> str:
+    """The location in the form in which it is recorded: absolute local path or URI, no slash at the end."""
+    _, path = filesystem(uri)
+    return f"{uri.split('://', 1)[0]}://{path}" if is_remote(uri) else path
+
+
+def exists(uri: str) -> bool:
+    """True for a file and for a folder with something in it."""
+    fs, path = filesystem(uri)
+    with _said_plainly(uri):
+        return bool(fs.exists(path))
+
+
+def is_folder(uri: str) -> bool:
+    """True for a local folder, and for a prefix under which there are objects."""
+    fs, path = filesystem(uri)
+    with _said_plainly(uri):
+        return bool(fs.isdir(path))
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file. Errors: `FileNotFoundError`, `UserError`."""
+    fs, path = filesystem(uri)
+    with _said_plainly(uri):
+        return bytes(fs.cat_file(path))
+
+
+def read_json(uri: str) -> Any:
+    """The content of a JSON file; one that isn't JSON is a `UserError`."""
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise UserError(f"{uri} isn't a JSON file: {error}") from error
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file whole or not at all; folders above it are made."""
+    with open_writer(uri) as handle:
+        handle.write(data)
+
+
+def write_json(uri: str, obj: Any) -> None:
+    """Write readable JSON, whole or not at all."""
+    write_bytes(uri, (json.dumps(obj, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def open_reader(uri: str) -> IO[bytes]:
+    """A file to read piece by piece. Nothing is read ahead: callers ask for the ranges they need."""
+    fs, path = filesystem(uri)
+    with _said_plainly(uri):
+        return fs.open(path, "rb", cache_type="none") if is_remote(uri) else open(path, "rb")
+
+
+@contextlib.contextmanager
+def open_writer(uri: str) -> Iterator[IO[bytes]]:
+    """A file to write piece by piece; it appears when the block ends well, and not at all otherwise."""
+    fs, path = filesystem(uri)
+    with _said_plainly(uri):
+        yield from _remote_writer(fs, path) if is_remote(uri) else _local_writer(path)
+
+
+def _local_writer(path: str) -> Iterator[IO[bytes]]:
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    unfinished = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(6)}{_UNFINISHED}")
+    try:
+        with open(unfinished, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
+        raise
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a rename last through a power cut; not every file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remote_writer(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[IO[bytes]]:
+    handle = fs.open(path, "wb")
+    try:
+        yield handle
+    except BaseException:
+        # Closing would complete the upload and show half a file.
+        with contextlib.suppress(Exception):
+            handle.discard()
+        handle.closed = True
+        raise
+    handle.close()
+
+
+def list_files(uri: str, suffix: str = "") -> list[str]:
+    """Every file below a folder, sorted, as full locations; links to folders are followed.
+
+    What a killed process left half-written isn't listed. A folder that isn't there has no files.
+    """
+    if not is_remote(uri):
+        try:
+            return sorted(path for path in _local_files(located(uri)) if path.endswith(suffix))
+        except PermissionError as error:
+            raise UserError(f"{error.filename} can't be listed: {error.strerror}") from error
+    fs, path = filesystem(uri)
+    with _said_plainly(uri):
+        found = fs.find(path)
+    if not found:
+        _require_bucket(uri)
+    scheme = uri.split("://", 1)[0]
+    return sorted(f"{scheme}://{name}" for name in found if name.endswith(suffix) and not name.endswith("/"))
+
+
+def _local_files(folder: str, above: tuple[str, ...] = ()) -> list[str]:
+    real = os.path.realpath(folder)
+    if real in above or not os.path.isdir(real):
+        return []  # a link back to where we came from
+    files: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                files += _local_files(entry.path, (*above, real))
+            elif not entry.name.endswith(_UNFINISHED):
+                files.append(entry.path)
+    return files
+
+
+def delete_file(uri: str) -> None:
+    """Remove one file; one that isn't there is no error."""
+    fs, path = filesystem(uri)
+    with _said_plainly(uri), contextlib.suppress(FileNotFoundError):
+        fs.rm_file(path)
+
+
+def delete_tree(uri: str) -> None:
+    """Remove a folder and everything in it; one that isn't there is no error."""
+    path = filesystem(uri)[1]
+    if not path.strip("/") or (is_remote(uri) and "/" not in path):
+        raise ValueError(f"refusing to delete a whole disk or bucket: {uri}")
+    if not is_remote(uri):
+        if os.path.islink(path) or os.path.isfile(path):
+            os.unlink(path)
+        else:
+            shutil.rmtree(path, ignore_errors=not os.path.exists(path))
+        return
+    _each(delete_file, [(f,) for f in list_files(uri)])
+
+
+def _copy(source: str, target: str) -> None:
+    with open_reader(source) as reader, open_writer(target) as writer:
+        shutil.copyfileobj(reader, writer, _COPY_BYTES)
+
+
+def _each(action: Any, arguments: list[tuple[str, ...]]) -> None:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(lambda given: action(*given), arguments):
+            pass
+
+
+def _copy_folder(source: str, target: str) -> None:
+    root = located(source)
+    if not is_folder(root):
+        raise FileNotFoundError(f"no folder to copy: {root}")
+    _each(_copy, [(f, join(target, f[len(root) :])) for f in list_files(root)])
+
+
+def upload_folder(local: str | Path, uri: str) -> None:
+    """Copy a local folder to a location: each file whole, the folder file by file (write a marker last)."""
+    _copy_folder(str(local), uri)
+
+
+def download_folder(uri: str, local: str | Path) -> None:
+    """Copy a folder to the local disk: each file whole, the folder file by file."""
+    _copy_folder(uri, str(local))
+
+
+def check_writable(uri: str, setting: str = "storage") -> None:
+    """Write and remove a small file; `UserError` with the reason and the setting to change if that fails."""
+    probe = join(uri, f".writable-{secrets.token_hex(4)}")
+    try:
+        write_bytes(probe, b"can this be written?")
+        delete_file(probe)
+    except OSError as error:
+        raise UserError(
+            f"{uri} can't be written: {error.strerror or error}; set {setting} to a place that can"
+        ) from error
+    except UserError as error:
+        raise UserError(f"{str(error).replace(probe, uri)}; or set {setting} to another place") from error
+
+
+def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The same location for pyarrow, Ray Data and Ray Train."""
+    fs, path = filesystem(uri)
+    if is_remote(uri):
+        return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+    return pafs.LocalFileSystem(), path

@@ -1,0 +1,31 @@
+"""Arrow tables as files and as bytes."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from protopnet import storage
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    """Write a small Parquet file, whole or not at all."""
+    with storage.open_writer(uri) as handle:
+        pq.write_table(table, handle, compression="zstd")
+
+
+def read_table(uri: str) -> pa.Table:
+    """Read a small Parquet file. Errors: `FileNotFoundError`, `UserError`."""
+    return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    """A table as an Arrow stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def from_bytes(data: bytes) -> pa.Table:
+    """What `to_bytes` made."""
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_all()

@@ -1,0 +1,180 @@
+"""The last layer: a convex problem on cached similarities.
+
+With everything below fixed, the similarities of the training images are a matrix that never changes. One pass
+computes it; its rows stay in the object store of the node that computed them and are read there by one `RowStore`
+a node. An iteration of the solver moves only weights out and gradients back.
+
+Legend: n rows (an image, or one augmented copy of it), P prototypes, K classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from protopnet.config import LastLayerSettings
+from protopnet.model.network import ProtoPNet, placed
+from protopnet.training.passes import PLAIN, PassOptions, run_pass_in_place, unpack
+from protopnet.training.proximal import metric_of
+from protopnet.training.solver import RowBlock, Solution, add_up, solve
+
+
+@dataclass
+class SimilarityTask:
+    """`ImageTask`: the similarity of each image to each prototype."""
+
+    network: ProtoPNet
+    size: int
+
+    def to(self, device: torch.device) -> "SimilarityTask":
+        placed(self.network, device)
+        return self
+
+    def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
+        similarities_BP = self.network(images_B3HW).similarities_BP.cpu().numpy()
+        flat = pa.array(similarities_BP.reshape(-1), pa.float32())
+        column = pa.FixedSizeListArray.from_arrays(flat, similarities_BP.shape[1])
+        return rows.select(["image_id", "label", "split"]).append_column("similarities", column)
+
+
+@ray.remote
+class RowStore:
+    """The similarity rows of one node: training rows as a `RowBlock`, the others for evaluation."""
+
+    def __init__(self, blocks: list[ray.ObjectRef], num_classes: int):
+        table = pa.concat_tables([unpack(block) for block in ray.get(blocks)])
+        training = pc.equal(table["split"], "train")
+        self.others = table.filter(pc.invert(training))
+        rows = table.filter(training)
+        self.block = RowBlock(_matrix(rows), rows["label"].to_numpy(), num_classes)
+        self.rows = len(rows)
+
+    def size(self) -> int:
+        return self.rows
+
+    def loss_and_gradient(self, weights_KP: np.ndarray) -> tuple[float, np.ndarray]:
+        return self.block.loss_and_gradient(weights_KP)
+
+    def second_moment(self, vector_P: np.ndarray) -> np.ndarray:
+        return self.block.second_moment(vector_P)
+
+    def hits(self, weights_KP: np.ndarray) -> dict[str, tuple[int, int]]:
+        """For each split but training: how many rows are classified correctly, and how many there are."""
+        counts: dict[str, tuple[int, int]] = {}
+        for split in pc.unique(self.others["split"]).to_pylist():
+            rows = self.others.filter(pc.equal(self.others["split"], split))
+            predicted = (_matrix(rows) @ weights_KP.T).argmax(1)
+            counts[split] = (int((predicted == rows["label"].to_numpy()).sum()), len(rows))
+        return counts
+
+
+@dataclass(frozen=True)
+class LastLayerResult:
+    """The solution, and the accuracies on each split but training before and after it."""
+
+    solution: Solution
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+def optimise_last_layer(
+    network: ProtoPNet,
+    connection_scale: float,
+    rows: pa.Table,
+    *,
+    size: int,
+    settings: LastLayerSettings,
+    options: PassOptions,
+    on_images: Callable[[int], None] = lambda images: None,
+) -> LastLayerResult:
+    """Optimise the class connections on the training rows; the network is left as it is.
+
+    `rows`: manifest rows of all splits. The ridge pulls towards the connections that training started with,
+    +connection_scale to the own class and -connection_scale/2 to the others.
+    """
+    num_classes = network.last_layer.out_features
+    task = SimilarityTask(network, size)
+    blocks = run_pass_in_place(with_copies(rows, settings.copies), task, options)
+    on_images(len(rows))
+    stores = _stores_by_node(blocks, num_classes, options.plan.threads)
+    off_KP = off_class_KP(network.prototype_class.cpu().numpy(), num_classes)
+    current_KP = network.last_layer.weight.detach().cpu().numpy()
+    total = sum(ray.get([store.size.remote() for store in stores]))
+
+    def everywhere(method: str, argument: np.ndarray) -> list[Any]:
+        reference = ray.put(argument)
+        return ray.get([getattr(store, method).remote(reference) for store in stores])
+
+    def second_moment(vector_P: np.ndarray) -> np.ndarray:
+        return np.sum(everywhere("second_moment", vector_P), axis=0)
+
+    solution = solve(
+        lambda weights_KP: add_up(everywhere("loss_and_gradient", weights_KP), total),
+        np.where(off_KP, -connection_scale / 2, connection_scale),
+        off_KP,
+        l1=settings.l1,
+        ridge=settings.ridge,
+        tolerance=settings.tolerance,
+        max_iterations=settings.max_iterations,
+        metric=metric_of(second_moment, current_KP.shape[1]),
+        initial=current_KP,
+    )
+    before, after = _accuracies(stores, current_KP), _accuracies(stores, solution.weights.astype(np.float32))
+    for store in stores:
+        ray.kill(store)
+    return LastLayerResult(solution, before, after)
+
+
+def with_copies(rows: pa.Table, copies: int) -> pa.Table:
+    """The rows with a column `copy`: PLAIN for each image, and 0 … copies-1 for each training image again."""
+    plain = rows.append_column("copy", pa.array(np.full(len(rows), PLAIN, np.int32)))
+    training = rows.filter(pc.equal(rows["split"], "train"))
+    augmented = [
+        training.append_column("copy", pa.array(np.full(len(training), copy, np.int32))) for copy in range(copies)
+    ]
+    return pa.concat_tables([plain, *augmented])
+
+
+def off_class_KP(prototype_class_P: np.ndarray, num_classes: int) -> np.ndarray:
+    """1 where a prototype belongs to another class than the row's, else 0."""
+    return (prototype_class_P[None, :] != np.arange(num_classes)[:, None]).astype(np.float64)
+
+
+def _stores_by_node(blocks: list[ray.ObjectRef], num_classes: int, threads: int) -> list[ray.actor.ActorHandle]:
+    places = ray.experimental.get_object_locations(blocks)
+    by_node: dict[str, list[ray.ObjectRef]] = {}
+    here = ray.get_runtime_context().get_node_id()
+    for block in blocks:
+        nodes = places[block]["node_ids"]
+        by_node.setdefault(nodes[0] if nodes else here, []).append(block)
+    return [
+        RowStore.options(  # type: ignore[attr-defined]
+            num_cpus=threads,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
+        ).remote(own, num_classes)
+        for node, own in sorted(by_node.items())
+    ]
+
+
+def _accuracies(stores: list[ray.actor.ActorHandle], weights_KP: np.ndarray) -> dict[str, float]:
+    counts: dict[str, np.ndarray] = {}
+    per_store: list[dict[str, tuple[int, int]]] = ray.get([store.hits.remote(weights_KP) for store in stores])
+    for hits in per_store:
+        for split, pair in hits.items():
+            counts[split] = counts.get(split, np.zeros(2)) + np.array(pair)
+    return {split: float(hit / all_) for split, (hit, all_) in counts.items()}
+
+
+def _matrix(rows: pa.Table) -> np.ndarray:
+    column = rows["similarities"].combine_chunks()
+    return (
+        column.flatten().to_numpy().reshape(len(rows), -1)
+        if len(rows)
+        else np.zeros((0, column.type.list_size), np.float32)
+    )

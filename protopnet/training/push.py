@@ -1,0 +1,184 @@
+"""The push: each prototype moves onto the nearest latent patch of its own class.
+
+A Ray Data map-reduce over the un-augmented training images. Candidates carry their patch with them, so the reduce
+needs no second look at the images, but for near-ties: forward passes in batches of different sizes differ in the
+last bits of a float, and where that could decide, the images are encoded again one at a time and compared in
+float64. That makes the choice the same for any number of shards, workers and any batch size.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from protopnet.explain.nearest import CANDIDATE_SCHEMA, local_nearest, merge_nearest
+from protopnet.model.network import ProtoPNet, placed
+from protopnet.model.prototypes import paired_distances
+from protopnet.training.passes import PassOptions, run_pass
+
+# Distances closer than this may be two float32 roundings of one number. The latent map lies in (0, 1); its
+# rounding error is some 1e-6 a channel on the worst backbone, so a squared distance d moves by about 1e-5 * sqrt(d).
+TIE_ABSOLUTE, TIE_RELATIVE = 2e-6, 1e-5
+SPARE_CANDIDATES = 3  # beyond those needed, so that a near-tie at the end of the list is seen whole
+
+
+@dataclass
+class NearestTask:
+    """`ImageTask`: the nearest patches of each prototype among the images of a batch."""
+
+    network: ProtoPNet
+    size: int
+    k: int
+    own_class: bool = True
+    one_per_image: bool = False
+
+    def to(self, device: torch.device) -> "NearestTask":
+        placed(self.network, device)
+        return self
+
+    def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
+        network = self.network
+        return local_nearest(
+            network.latent(images_B3HW),
+            rows["image_id"].to_numpy(),
+            rows["label"].to_numpy(),
+            network.prototypes,
+            network.kind,
+            self.k,
+            prototype_class_P=network.prototype_class.cpu().numpy() if self.own_class else None,
+            one_per_image=self.one_per_image,
+        )
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """Where each prototype went: `chosen` has one CANDIDATE_SCHEMA row a prototype, `refined` images were re-encoded."""
+
+    chosen: pa.Table
+    refined: int
+
+    @property
+    def vectors_Pd(self) -> np.ndarray:
+        return np.stack(self.chosen["vector"].to_numpy(zero_copy_only=False)).astype(np.float32)
+
+
+def push(
+    network: ProtoPNet,
+    rows: pa.Table,
+    *,
+    size: int,
+    distinct: bool,
+    options: PassOptions,
+    on_images: Callable[[int], None] = lambda images: None,
+) -> PushResult:
+    """Find the new place of every prototype among the training rows; the network is left as it is.
+
+    `distinct`: no two prototypes of a class on the same patch; the earlier prototype chooses first.
+    """
+    k = candidates_needed(network.prototype_class.cpu().numpy(), distinct)
+    best = CANDIDATE_SCHEMA.empty_table()
+    for images, candidates in run_pass(rows, NearestTask(network, size, k), options):
+        best = merge_nearest([best, candidates], k)
+        on_images(images)
+    doubtful = doubtful_images(best, distinct)
+    if len(doubtful):
+        best = _refine(network, rows, best, doubtful, size, options)
+    return PushResult(choose(best, network.prototype_class.cpu().numpy(), distinct), len(doubtful))
+
+
+def apply_push(network: ProtoPNet, result: PushResult) -> None:
+    """Put the chosen patches into the prototypes."""
+    with torch.no_grad():
+        network.prototypes.copy_(torch.from_numpy(result.vectors_Pd).view_as(network.prototypes))
+
+
+def candidates_needed(prototype_class_P: np.ndarray, distinct: bool) -> int:
+    """How many candidates a prototype must keep: another of its class can take at most one patch each."""
+    return (int(np.bincount(prototype_class_P).max()) if distinct else 1) + SPARE_CANDIDATES
+
+
+def doubtful_images(best: pa.Table, distinct: bool) -> np.ndarray:
+    """Ids of the images between which rounding could decide; empty where every choice is clear."""
+    prototype, distance = best["prototype"].to_numpy(), best["distance"].to_numpy()
+    ids = best["image_id"].to_numpy()
+    close = (prototype[1:] == prototype[:-1]) & (
+        distance[1:] - distance[:-1] <= TIE_ABSOLUTE + TIE_RELATIVE * np.sqrt(np.abs(distance[:-1]))
+    )
+    if not distinct:  # only ties with the winner matter: a run of close candidates from the first one on
+        starts = np.r_[True, prototype[1:] != prototype[:-1]]
+        run = np.zeros(len(prototype), dtype=bool)
+        for i in range(1, len(prototype)):
+            run[i] = close[i - 1] and (starts[i - 1] or run[i - 1])
+        close = run[1:]
+    return np.unique(np.r_[ids[1:][close], ids[:-1][close]])
+
+
+def choose(best: pa.Table, prototype_class_P: np.ndarray, distinct: bool) -> pa.Table:
+    """One candidate a prototype: its nearest, or its nearest that no earlier prototype of the class has taken.
+
+    A class with fewer patches than prototypes shares them again once all are taken.
+    """
+    prototypes = best["prototype"].to_numpy()
+    places = list(zip(best["image_id"].to_pylist(), best["row"].to_pylist(), best["column"].to_pylist(), strict=True))
+    taken: set[tuple[int, ...]] = set()
+    chosen = []
+    for p, label in enumerate(prototype_class_P.tolist()):
+        own = range(*np.searchsorted(prototypes, [p, p + 1]))
+        free = (i for i in own if (label, *places[i]) not in taken) if distinct else iter(own)
+        pick = next(free, own[0])
+        taken.add((label, *places[pick]))
+        chosen.append(pick)
+    return best.take(chosen)
+
+
+def _refine(
+    network: ProtoPNet, rows: pa.Table, best: pa.Table, doubtful: np.ndarray, size: int, options: PassOptions
+) -> pa.Table:
+    """The candidates again, with the distances of doubtful images computed one image at a time, in float64."""
+    task = ExactTask(network, size, best.filter(_is_in(best["image_id"], doubtful)))
+    single = PassOptions(plan=options.plan, batch_size=1, max_pixels=options.max_pixels)
+    images = rows.filter(_is_in(rows["image_id"], doubtful))
+    exact = [output for _, output in run_pass(images, task, single)]
+    clear = best.filter(pc.invert(_is_in(best["image_id"], doubtful)))
+    return merge_nearest([clear, *exact], k=len(best))
+
+
+@dataclass
+class ExactTask:
+    """`ImageTask` for single images: candidates already found, their distances and patches computed exactly."""
+
+    network: ProtoPNet
+    size: int
+    candidates: pa.Table
+
+    def to(self, device: torch.device) -> "ExactTask":
+        placed(self.network, device)
+        return self
+
+    def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
+        latent_BDHW = self.network.latent(images_B3HW)
+        return exact_candidates(self.candidates, rows["image_id"].to_pylist(), latent_BDHW, self.network)
+
+
+def exact_candidates(
+    candidates: pa.Table, image_ids: Iterable[int], latent_BDHW: torch.Tensor, network: ProtoPNet
+) -> pa.Table:
+    """The candidates on these images, measured in float64 on these latent maps; equal patches measure equal."""
+    _, _, h, w = network.prototypes.shape
+    tables = []
+    for latent_DHW, image_id in zip(latent_BDHW, image_ids, strict=True):
+        own = candidates.filter(pc.equal(candidates["image_id"], image_id))
+        cells = zip(own["row"].to_pylist(), own["column"].to_pylist(), strict=True)
+        patches_nDhw = torch.stack([latent_DHW[:, row : row + h, column : column + w] for row, column in cells])
+        distance = paired_distances(patches_nDhw, network.prototypes[own["prototype"].to_pylist()], network.kind)
+        vectors = pa.array(list(patches_nDhw.flatten(1).cpu().numpy()), pa.list_(pa.float32()))
+        own = own.set_column(1, "distance", pa.array(distance.cpu().numpy()))
+        tables.append(own.set_column(6, "vector", vectors))
+    return pa.concat_tables(tables)
+
+
+def _is_in(column: pa.ChunkedArray, values: np.ndarray) -> pa.ChunkedArray:
+    return pc.is_in(column, value_set=pa.array(values, column.type))

@@ -1,0 +1,314 @@
+"""The joint stage: data-parallel SGD of everything below the last layer, on Ray Train.
+
+One `fit()` a stage, whatever its number of epochs: entering one costs ten seconds on a small machine. The worker
+loop below is plain PyTorch. It checkpoints after every epoch; all that is drawn is drawn from (seed, epoch), so
+an epoch that is run again after a failure is the same epoch.
+
+Legend: B images of this worker's batch, K classes.
+"""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from torch import nn
+
+from protopnet import imaging, storage
+from protopnet.cluster import TrainPlan
+from protopnet.config import RunSettings, TrainSettings
+from protopnet.datasets.loader import TrainLoader
+from protopnet.datasets.reader import ImageReader
+from protopnet.datasets.rows import Dataset
+from protopnet.errors import UserError
+from protopnet.model.losses import baseline_loss, prototype_loss
+from protopnet.model.network import Baseline, Phase, ProtoPNet, build_network, placed, set_phase
+from protopnet.training.schedule import Epochs
+from protopnet.training.state import load_state, save_state
+
+REPORT_SECONDS = 0.5  # between two messages about running steps
+
+
+def train_stage(
+    settings: RunSettings,
+    dataset_uri: str,
+    state_in: str,
+    state_out: str,
+    epochs: Epochs,
+    plan: TrainPlan,
+    folder: str,
+    events: ray.actor.ActorHandle,
+) -> dict[str, Any]:
+    """Train the epochs of one stage from one saved state to the next; returns rank 0's summary.
+
+    `folder` belongs to this stage: Ray Train keeps its checkpoints there and resumes from them after a failure
+    of a worker, or when the same stage is started again after a failure of the driver.
+    """
+    filesystem, path = storage.arrow_filesystem(folder)
+    trainer = TorchTrainer(
+        worker_loop,  # type: ignore[arg-type]  # Ray's type wants None, its documentation a result
+        train_loop_config={
+            "settings": settings.model_dump(mode="json"),
+            "dataset": dataset_uri,
+            "state_in": state_in,
+            "state_out": state_out,
+            "epochs": epochs,
+            "threads": plan.threads,
+            "events": events,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=plan.workers, use_gpu=plan.gpu, resources_per_worker=plan.resources_per_worker
+        ),
+        run_config=RunConfig(
+            name="sgd",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=settings.compute.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    try:
+        result: Any = trainer.fit()
+        return result.return_value
+    except ray.train.WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            cause = getattr(failure, "cause", None) or failure
+            if isinstance(cause, UserError):
+                raise cause from error
+        raise
+
+
+def worker_loop(config: dict[str, Any]) -> dict[str, Any]:
+    """The training loop of one worker (Ray Train calls it; it knows its rank from there)."""
+    torch.set_num_threads(config["threads"])
+    worker = _Worker(config)
+    epochs: Epochs = config["epochs"]
+    first = worker.restore(epochs.first)
+    if first == epochs.first:
+        worker.summary["test_accuracy_before"] = worker.accuracy("test")
+    for epoch in range(first, epochs.end):
+        worker.enter(epochs.phase(epoch))
+        started = time.monotonic()
+        steps = worker.train_epoch(epoch)
+        seconds = time.monotonic() - started
+        worker.summary["images"] += len(worker.train_rows) * worker.settings.augment.copies
+        worker.summary["seconds"] += seconds
+        worker.summary["validation_accuracy"] = worker.accuracy("validation")
+        if epoch + 1 == epochs.end:
+            worker.summary["test_accuracy"] = worker.accuracy("test")
+            worker.save(config["state_out"])
+        worker.report(epoch, steps, seconds)
+    return worker.summary
+
+
+class _Worker:
+    """What one worker holds between epochs: its network, optimiser, data and place in the group."""
+
+    def __init__(self, config: dict[str, Any]):
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.settings = RunSettings.model_validate(config["settings"])
+        self.epochs: Epochs = config["epochs"]
+        self.events = config["events"]
+        self.device = ray.train.torch.get_device()
+        torch.manual_seed(self.settings.seed + self.epochs.first)
+        self.dataset = Dataset.load(config["dataset"])
+        self.train_rows = self.dataset.split("train")
+        self.network = build_network(self.settings.model, len(self.dataset.classes), start_weights=False)
+        self.network.load_state_dict(load_state(config["state_in"]))
+        placed(self.network, self.device)
+        self.autocast = _autocast(self.settings.train, self.device)
+        self.phase: Phase = "eval"
+        self.summary: dict[str, Any] = {"images": 0, "seconds": 0.0}
+        self.loader = TrainLoader(
+            self.train_rows,
+            self.settings,
+            batch_size=per_worker_batch(self.settings.train.batch_size, self.world),
+            rank=self.rank,
+            world=self.world,
+        )
+        self._restored_optimiser: dict[str, Any] | None = None
+
+    def restore(self, first: int) -> int:
+        """Load the latest checkpoint of this stage, if there is one; returns the epoch to go on with."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return first
+        with checkpoint.as_directory() as folder:
+            state = torch.load(Path(folder) / "state.pt", map_location=self.device, weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.summary = state["summary"]
+        self._restored_optimiser = (
+            state["optimiser"] if state["phase"] == self.epochs.phase(state["epoch"] + 1) else None
+        )
+        return int(state["epoch"]) + 1
+
+    def enter(self, phase: Phase) -> None:
+        """Make the network train what this phase trains, with an optimiser of its own."""
+        if phase != self.phase:
+            self.phase = phase
+            set_phase(self.network, phase)
+            self.optimiser = build_optimiser(self.network, self.settings.train, phase)
+            if self._restored_optimiser is not None:
+                self.optimiser.load_state_dict(self._restored_optimiser)
+                self._restored_optimiser = None
+            # Wrapped anew for each phase: DDP fixes at the start which parameters it averages.
+            self.model = self.network if self.world == 1 else nn.parallel.DistributedDataParallel(self.network)
+
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """One epoch; returns the mean of each loss term over this worker's images."""
+        set_phase(self.network, self.phase)
+        set_learning_rates(self.optimiser, self.settings.train, epoch - self.epochs.warm, self.epochs)
+        sums: dict[str, torch.Tensor] = {}
+        seen, told = 0, time.monotonic()
+        for pixels_BHWC, labels_B in self.loader.epoch(epoch):
+            terms = self.step(pixels_BHWC, labels_B)
+            seen += len(labels_B)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach() * len(labels_B)
+            if self.rank == 0 and time.monotonic() - told > REPORT_SECONDS:
+                told = time.monotonic()
+                self.events.put.remote({"kind": "step", "epoch": epoch, "images": seen * self.world})
+        return {name: float(value) / max(1, seen) for name, value in sums.items()}
+
+    def step(self, pixels_BHWC: torch.Tensor, labels_B: torch.Tensor) -> dict[str, torch.Tensor]:
+        images_B3HW = imaging.normalise(pixels_BHWC.to(self.device, non_blocking=True))
+        labels_B = labels_B.to(self.device, non_blocking=True)
+        with self.autocast():
+            output = self.model(images_B3HW)
+        if isinstance(self.network, Baseline):
+            terms = baseline_loss(output, labels_B, self.settings.train)
+        else:
+            terms = prototype_loss(output, labels_B, self.network, self.settings.train)
+        self.optimiser.zero_grad(set_to_none=True)
+        terms["total"].backward()
+        self.optimiser.step()
+        terms["accuracy"] = (output.logits_BK.argmax(1) == labels_B).float().mean()
+        return terms
+
+    @torch.inference_mode()
+    def accuracy(self, split: str) -> float | None:
+        """Top-1 accuracy over a split, each worker on its share of the images."""
+        rows = self.dataset.split(split)
+        if not len(rows):
+            return None
+        self.network.eval()
+        own = rows.take(np.arange(self.rank, len(rows), self.world))
+        hits = torch.zeros(1, device=self.device)
+        for start in range(0, len(own), self.settings.push.batch_size):
+            batch = own.slice(start, self.settings.push.batch_size)
+            with self.autocast():
+                logits_BK = self.network(imaging.normalise(self._pixels(batch).to(self.device))).logits_BK
+            labels_B = torch.from_numpy(batch["label"].to_numpy().copy()).to(self.device)
+            hits += (logits_BK.argmax(1) == labels_B).sum()
+        if self.world > 1:
+            dist.all_reduce(hits)
+        return float(hits) / len(rows)
+
+    def _pixels(self, rows: pa.Table) -> torch.Tensor:
+        encoded = ImageReader().read(rows, np.arange(len(rows)))
+        size, most = self.settings.model.image_size, self.settings.data.max_pixels
+        return torch.from_numpy(np.stack([imaging.load(data, size, most) for data in encoded]))
+
+    def save(self, state_out: str) -> None:
+        if self.rank == 0:
+            save_state(state_out, self.network.state_dict())
+
+    def report(self, epoch: int, terms: dict[str, float], seconds: float) -> None:
+        """Commit the epoch: metrics to the driver, a checkpoint to storage."""
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if self.rank == 0:
+                rate = len(self.train_rows) * self.settings.augment.copies / max(seconds, 1e-9)
+                validation = self.summary["validation_accuracy"]
+                metrics = {**terms, "images_per_second": rate, "validation_accuracy": validation}
+                self.events.put.remote({"kind": "epoch", "epoch": epoch, "phase": self.phase, "metrics": metrics})
+                torch.save(self._checkpoint(epoch), Path(folder) / "state.pt")
+                checkpoint = Checkpoint.from_directory(folder)
+            ray.train.report({"epoch": epoch}, checkpoint=checkpoint, checkpoint_dir_name=f"epoch-{epoch:04d}")
+
+    def _checkpoint(self, epoch: int) -> dict[str, Any]:
+        return {
+            "epoch": epoch,
+            "phase": self.phase,
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "summary": self.summary,
+        }
+
+
+def per_worker_batch(batch_size: int, world: int) -> int:
+    """The batch size is over all workers together; each takes its share."""
+    return max(1, batch_size // world)
+
+
+def build_optimiser(network: ProtoPNet | Baseline, train: TrainSettings, phase: str) -> torch.optim.Optimizer:
+    """Adam with the published groups; only what the phase trains is in it."""
+    if isinstance(network, ProtoPNet):
+        groups = [
+            {
+                "name": "add_on",
+                "params": network.add_on.parameters(),
+                "lr": train.lr_add_on,
+                "weight_decay": train.weight_decay,
+            },
+            {
+                "name": "prototypes",
+                "params": [network.prototypes],
+                "lr": train.lr_prototypes,
+                "weight_decay": 0.0,
+            },
+        ]
+    else:
+        groups = [
+            {
+                "name": "head",
+                "params": network.head.parameters(),
+                "lr": train.lr_head,
+                "weight_decay": train.weight_decay,
+            }
+        ]
+    if phase == "joint":
+        features = {"name": "features", "params": network.backbone.parameters(), "lr": train.lr_features}
+        groups.append({**features, "weight_decay": train.weight_decay})
+    for group in groups:
+        group["base_lr"] = group["lr"]
+    return torch.optim.Adam(groups, fused=True)
+
+
+def set_learning_rates(
+    optimiser: torch.optim.Optimizer, train: TrainSettings, joint_epoch: int, epochs: Epochs
+) -> None:
+    """Learning rates of an epoch: constant while warm, then the step decay or the cosine over joint epochs."""
+    if joint_epoch < 0:
+        factor = 1.0
+    elif train.schedule == "step":
+        factor = train.decay ** (joint_epoch // train.decay_epochs)
+    else:
+        share = joint_epoch / max(1, epochs.total - epochs.warm)
+        factor = train.decay + (1 - train.decay) * 0.5 * (1 + float(np.cos(np.pi * min(1.0, share))))
+    for group in optimiser.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def _autocast(train: TrainSettings, device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:
+    """bf16 for backbone and add-on layers where the hardware multiplies bf16 itself; else nothing."""
+    if train.precision == "bf16" or (train.precision == "auto" and has_fast_bf16(device)):
+        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,273 @@
+"""The stages of a run, and running them so that any may be cut off at any moment.
+
+Each stage reads what an earlier one left in storage and writes its own folder `stages/<nn>-<kind>/`; `result.json`
+is written last and marks it complete. Starting the same run again skips complete stages. The math is elsewhere:
+this module knows the order, the files between the stages, and the record.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from protopnet import storage
+from protopnet.cluster import plan_training
+from protopnet.datasets.open import open_dataset
+from protopnet.datasets.validate import check_dataset
+from protopnet.model.network import ProtoPNet
+from protopnet.tables import read_table, write_table
+from protopnet.training import push as push_step
+from protopnet.training.finish import evaluate_bundle, write_bundle
+from protopnet.training.last_layer import optimise_last_layer
+from protopnet.training.progress import Stopwatch, listening
+from protopnet.training.run import Result, Run
+from protopnet.training.schedule import (
+    Stage,
+    after_training,
+    before_training,
+    best_cycle,
+    keep_going,
+    training_cycles,
+)
+from protopnet.training.sgd import train_stage
+from protopnet.training.start import sample_patches, start_from_patches
+from protopnet.training.state import save_state
+
+
+def execute(run: Run) -> dict[str, Result]:
+    """Bring a run to its end from wherever it is; returns the result of each stage by name, in order."""
+    state = None
+    for stage in before_training(run.settings):
+        _complete(run, stage, state)
+        state = run.state_uri(stage)
+    accuracies: list[float | None] = []
+    ends: list[Stage] = []
+    for stages in training_cycles(run.settings):
+        if accuracies and not keep_going(accuracies, run.settings.train.patience):
+            break
+        for stage in stages:
+            _complete(run, stage, state)
+            state = run.state_uri(stage)
+        ends.append(stages[-1])
+        accuracies.append(run.results[stages[-1].name]["validation_accuracy"])
+    best = ends[best_cycle(accuracies)]
+    for stage in after_training(run.settings, best.cycle):
+        _complete(run, stage, run.state_uri(best))
+    return run.results
+
+
+def _complete(run: Run, stage: Stage, state_in: str | None) -> None:
+    """Run the stage unless it is complete already."""
+    marker = storage.join(run.folder(stage), "result.json")
+    done = storage.exists(marker)
+    if done:
+        result = storage.read_json(marker)
+        run.seconds_before += result["seconds"]
+    else:
+        watch = Stopwatch()
+        result = STAGES[stage.kind](run, stage, state_in)
+        result = {"name": stage.name, "cycle": stage.cycle, **result, "seconds": round(watch.seconds, 2)}
+        run.log.add(stage.name, result)
+        run.log.flush()
+        storage.write_json(marker, result)
+    run.results[stage.name] = result
+    run.reporter.end(stage.name, result["seconds"], _in_words(result, done))
+
+
+def _in_words(result: Result, done: bool) -> str:
+    said = ["done before"] if done else []
+    for split in ("validation", "test"):
+        if result.get(f"{split}_accuracy") is not None:
+            said.append(f"{split} accuracy {100 * result[f'{split}_accuracy']:.1f} %")
+    return ", ".join([*said, *([result["says"]] if result.get("says") else [])])
+
+
+def run_data(run: Run, stage: Stage, state_in: str | None) -> Result:
+    """List, check and split the images; lay down the network that training starts from."""
+    run.reporter.begin(stage.name, 0)
+    dataset = open_dataset(run.settings, run.folder(stage))
+    check_dataset(dataset, run.settings.data.max_bad)
+    dataset.save(run.folder(stage))
+    save_state(run.state_uri(stage), run.network().state_dict())
+    counts = dataset.counts()
+    bad = f", {len(dataset.errors)} unreadable (see errors.parquet)" if len(dataset.errors) else ""
+    says = f"{counts['train']} training, {counts['validation']} validation, {counts['test']} test images, "
+    return {
+        "classes": len(dataset.classes),
+        "counts": counts,
+        "says": f"{says}{len(dataset.classes)} classes{bad}",
+    }
+
+
+def run_start(run: Run, stage: Stage, state_in: str | None) -> Result:
+    """Add-on layers and prototypes from the training images, where the settings ask for it."""
+    assert state_in is not None
+    network = _protopnet(run, state_in)
+    images = 0
+    if run.settings.model.start == "data":
+        rows = run.dataset().split("train")
+        run.reporter.begin(stage.name, len(rows))
+        settings = run.settings
+        sample = sample_patches(
+            network,
+            rows,
+            size=settings.model.image_size,
+            seed=settings.seed,
+            options=run.options(),
+            on_images=run.counter(),
+        )
+        start_from_patches(network, sample, settings.seed)
+        images = sample.images
+    save_state(run.state_uri(stage), network.state_dict())
+    return {"image_passes": images, "says": f"from {images} images" if images else "random, as published"}
+
+
+def run_joint(run: Run, stage: Stage, state_in: str | None) -> Result:
+    """Warm and joint epochs on the training workers."""
+    assert state_in is not None
+    assert stage.epochs is not None
+    epochs, per_epoch = stage.epochs, len(run.dataset().split("train")) * run.settings.augment.copies
+    run.reporter.begin(stage.name, (epochs.end - epochs.first) * per_epoch)
+
+    def on_message(message: dict[str, Any]) -> None:
+        done = (message["epoch"] - epochs.first) * per_epoch
+        if message["kind"] == "step":
+            run.reporter.advance(done + message["images"])
+            return
+        run.reporter.advance(done + per_epoch)
+        metrics = message["metrics"]
+        run.log.add(stage.name, metrics, epoch=message["epoch"])
+        run.log.flush()
+        validation = metrics["validation_accuracy"]
+        shown = f", validation {100 * validation:.1f} %" if validation is not None else ""
+        run.reporter.note(
+            f"epoch {message['epoch'] + 1}/{epochs.end} {message['phase']:<5} loss {metrics['total']:.3f}, "
+            f"training {100 * metrics['accuracy']:.1f} %{shown}, {metrics['images_per_second']:.0f} img/s"
+        )
+
+    with listening(on_message) as events:
+        plan = plan_training(run.settings.compute)
+        folder = storage.join(run.folder(stage), "train")
+        summary = train_stage(
+            run.settings, run.dataset_uri, state_in, run.state_uri(stage), epochs, plan, folder, events
+        )
+    storage.delete_tree(folder)  # the checkpoints of a finished stage serve nothing; its network is in place
+    rate = summary["images"] / max(summary["seconds"], 1e-9)
+    return {
+        "validation_accuracy": summary["validation_accuracy"],
+        "test_accuracy": summary["test_accuracy"],
+        "test_accuracy_before": summary["test_accuracy_before"],
+        "image_passes": summary["images"],
+        "images_per_second": round(rate, 1),
+        "workers": plan.workers,
+        "says": f"{summary['images']:,} image passes, {rate:.0f} img/s",
+    }
+
+
+def run_push(run: Run, stage: Stage, state_in: str | None) -> Result:
+    """Every prototype onto the nearest patch of its class; `push.parquet` records where each went."""
+    assert state_in is not None
+    network, rows = _protopnet(run, state_in), run.dataset().split("train")
+    run.reporter.begin(stage.name, len(rows))
+    settings = run.settings
+    result = push_step.push(
+        network,
+        rows,
+        size=settings.model.image_size,
+        distinct=settings.push.distinct,
+        options=run.options(),
+        on_images=run.counter(),
+    )
+    push_step.apply_push(network, result)
+    write_table(storage.join(run.folder(stage), "push.parquet"), result.chosen)
+    save_state(run.state_uri(stage), network.state_dict())
+    distance = result.chosen["distance"].to_numpy()
+    says = f"{len(distance)} prototypes moved by {np.median(distance):.3f} in the median (squared distance)"
+    return {
+        "image_passes": len(rows),
+        "distance_median": float(np.median(distance)),
+        "distance_max": float(distance.max()),
+        "reencoded_images": result.refined,
+        "says": says,
+    }
+
+
+def run_last_layer(run: Run, stage: Stage, state_in: str | None) -> Result:
+    """The convex optimum of the class connections."""
+    assert state_in is not None
+    network, settings, dataset = _protopnet(run, state_in), run.settings, run.dataset()
+    rows = pa.concat_tables([dataset.split(split) for split in ("train", "validation", "test")])
+    run.reporter.begin(stage.name, len(rows))
+    result = optimise_last_layer(
+        network,
+        settings.model.own_connection,
+        rows,
+        size=settings.model.image_size,
+        settings=settings.last_layer,
+        options=run.options(),
+        on_images=run.counter(),
+    )
+    with torch.no_grad():
+        network.last_layer.weight.copy_(torch.from_numpy(result.solution.weights).float())
+    save_state(run.state_uri(stage), network.state_dict())
+    solution = result.solution
+    state = "optimal" if solution.converged else "not yet optimal"
+    return {
+        "validation_accuracy": result.after.get("validation"),
+        "test_accuracy": result.after.get("test"),
+        "validation_accuracy_before": result.before.get("validation"),
+        "test_accuracy_before": result.before.get("test"),
+        "objective": solution.objective,
+        "kkt_residual": solution.residual,
+        "iterations": solution.iterations,
+        "image_passes": len(dataset.split("train")) * (1 + settings.last_layer.copies),
+        "says": f"{state} after {solution.iterations} iterations, residual {solution.residual:.1e}",
+    }
+
+
+def run_bundle(run: Run, stage: Stage, state_in: str | None) -> Result:
+    """The trained model as a folder that needs nothing else, from the best cycle."""
+    assert state_in is not None
+    run.reporter.begin(stage.name, 0)
+    pushes = [s for s in training_cycles(run.settings)[stage.cycle] if s.kind == "push"]
+    pushed = read_table(storage.join(run.folder(pushes[0]), "push.parquet")) if pushes else None
+    uri = storage.join(run.uri, "bundle")
+    write_bundle(uri, run.network(state_in), run.settings, run.dataset(), pushed, run.options())
+    return {"bundle": uri, "says": f"from cycle {stage.cycle + 1}"}
+
+
+def run_evaluate(run: Run, stage: Stage, state_in: str | None) -> Result:
+    """The bundle, loaded anew, on the test images."""
+    rows = run.dataset().split("test")
+    run.reporter.begin(stage.name, len(rows))
+    metrics = evaluate_bundle(
+        storage.join(run.uri, "bundle"),
+        rows,
+        run.folder(stage),
+        options=run.options(),
+        on_images=run.counter(),
+    )
+    return {
+        "test_accuracy": metrics["top1"],
+        "test_top5": metrics["top5"],
+        "calibration_error": metrics["calibration_error"],
+    }
+
+
+STAGES: dict[str, Callable[[Run, Stage, str | None], Result]] = {
+    "data": run_data,
+    "start": run_start,
+    "joint": run_joint,
+    "push": run_push,
+    "last-layer": run_last_layer,
+    "bundle": run_bundle,
+    "evaluate": run_evaluate,
+}
+
+
+def _protopnet(run: Run, state_uri: str) -> ProtoPNet:
+    network = run.network(state_uri)
+    assert isinstance(network, ProtoPNet), "a baseline has no prototypes"
+    return network

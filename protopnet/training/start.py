@@ -1,0 +1,189 @@
+"""Start from data: add-on layers from principal directions, prototypes from k-means, before the first epoch.
+
+Random prototypes start so far from every patch that the log similarity is flat and hardly teaches. One pass over
+(a sample of) the training images gives backbone patches instead. Their principal directions go into the first
+add-on convolution, each as a pair v and -v so that the ReLU loses nothing; the last convolution scales the two
+halves into the steep part of the sigmoid. The k-means centres of each class's patches in that latent space are
+the class's first prototypes.
+
+Legend: N sampled patches, C backbone channels, D latent channels, P prototypes, h w prototype size.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from protopnet.model.network import ProtoPNet, placed
+from protopnet.training.passes import PassOptions, run_pass
+
+# Patches kept from the whole data set: 1 GB of float16 at 512 channels. Enough for 1,000 classes of 1,000 patches.
+PATCH_BUDGET = 1_000_000
+IMAGES_PER_CLASS = 64
+KMEANS_STEPS = 25
+# sigmoid(GAIN * r + BIAS) of a rectified, whitened coordinate r (0 for half of the patches, about 0.8 in the mean
+# of the others): rest at 0.12, one standard deviation at 0.5, saturation at three.
+GAIN, BIAS = 2.0, -2.0
+
+
+@dataclass
+class PatchSample:
+    """Backbone windows `features_NChw` with the class each comes from; `images` is how many images were seen."""
+
+    features_NChw: torch.Tensor
+    labels_N: np.ndarray
+    images: int
+
+
+@dataclass
+class PatchTask:
+    """`ImageTask`: some windows of the backbone's feature map of each image, drawn by the image's id."""
+
+    network: ProtoPNet
+    size: int
+    per_image: int
+    seed: int
+
+    def to(self, device: torch.device) -> "PatchTask":
+        placed(self.network, device)
+        return self
+
+    def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
+        h, w = self.network.prototypes.shape[2:]
+        windows_BLd = nn.functional.unfold(self.network.backbone(images_B3HW), (h, w)).transpose(1, 2)
+        windows_BLd = windows_BLd.cpu().to(torch.float16)
+        kept = []
+        for windows_Ld, image_id in zip(windows_BLd, rows["image_id"].to_pylist(), strict=True):
+            random = np.random.default_rng((self.seed, image_id))
+            count = min(self.per_image, len(windows_Ld))
+            kept.append(windows_Ld[np.sort(random.choice(len(windows_Ld), count, replace=False))].numpy().tobytes())
+        return pa.table(
+            {
+                "image_id": rows["image_id"],
+                "label": rows["label"],
+                "windows": pa.array(kept, pa.large_binary()),
+            }
+        )
+
+
+def sample_patches(
+    network: ProtoPNet,
+    rows: pa.Table,
+    *,
+    size: int,
+    seed: int,
+    options: PassOptions,
+    on_images: Callable[[int], None] = lambda images: None,
+) -> PatchSample:
+    """One pass over at most IMAGES_PER_CLASS images a class; the same sample for any sharding."""
+    rows = limit_per_class(rows, IMAGES_PER_CLASS, seed)
+    per_image = max(1, PATCH_BUDGET // len(rows))
+    outputs = []
+    for images, output in run_pass(rows, PatchTask(network, size, per_image, seed), options):
+        outputs.append(output)
+        on_images(images)
+    table = pa.concat_tables(outputs).sort_by("image_id")
+    h, w = network.prototypes.shape[2:]
+    windows = [
+        np.frombuffer(data.as_py(), np.float16).reshape(-1, network.backbone.channels * h * w)
+        for data in table["windows"]
+    ]
+    labels_N = np.repeat(table["label"].to_numpy(), [len(block) for block in windows])
+    features_NChw = torch.from_numpy(np.concatenate(windows)).view(len(labels_N), -1, h, w)
+    return PatchSample(features_NChw, labels_N, len(rows))
+
+
+def limit_per_class(rows: pa.Table, limit: int, seed: int) -> pa.Table:
+    """At most `limit` rows of each class, drawn by seed, in the order of the table."""
+    labels = rows["label"].to_numpy()
+    random = np.random.default_rng(seed)
+    kept = [random.permutation(np.flatnonzero(labels == label))[:limit] for label in np.unique(labels)]
+    return rows.take(np.sort(np.concatenate(kept)))
+
+
+def start_from_patches(network: ProtoPNet, sample: PatchSample, seed: int) -> None:
+    """Set the add-on layers and the prototypes of the network from a sample of patches."""
+    cells_NC = sample.features_NChw.movedim(1, -1).flatten(0, -2).float()
+    mean_C, directions_CK, deviations_K = principal_directions(cells_NC)
+    set_add_on(network.add_on, mean_C, directions_CK, deviations_K)
+    with torch.no_grad():
+        latent_NDhw = torch.cat([network.add_on(chunk.float()) for chunk in sample.features_NChw.split(4096)])
+        network.prototypes.copy_(_class_centres(network, latent_NDhw.flatten(1), sample.labels_N, seed))
+
+
+def principal_directions(cells_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean (C), directions as columns (C x C, largest variance first) and standard deviations (C)."""
+    mean_C = cells_NC.mean(0)
+    centred_NC = (cells_NC - mean_C).double()
+    variances_C, directions_CC = torch.linalg.eigh(centred_NC.T @ centred_NC / max(1, len(cells_NC) - 1))
+    deviations_C = variances_C.clamp_min(0).sqrt().flip(0)
+    return mean_C, directions_CC.flip(1).float(), deviations_C.float()
+
+
+def set_add_on(
+    add_on: nn.Module, mean_C: torch.Tensor, directions_CC: torch.Tensor, deviations_C: torch.Tensor
+) -> None:
+    """Principal coordinates into the first convolution, the identity into those between, the gain into the last."""
+    convolutions = [module for module in add_on.modules() if isinstance(module, nn.Conv2d)]
+    first, *middle, last = convolutions
+    pairs = math.ceil(first.out_channels / 2)
+    if pairs > len(deviations_C):
+        raise ValueError(f"{first.out_channels} add-on channels need {pairs} directions, there are {len(deviations_C)}")
+    # Directions without variance (fewer patches than channels) would be noise blown up by whitening.
+    scale_k = deviations_C[:pairs].clamp_min(1e-2 * float(deviations_C[0]) + 1e-12)
+    rows_kC = directions_CC[:, :pairs].T / scale_k[:, None]
+    weight_2kC = torch.stack([rows_kC, -rows_kC], dim=1).flatten(0, 1)[: first.out_channels]
+    with torch.no_grad():
+        first.weight.copy_(weight_2kC.view_as(first.weight))
+        assert first.bias is not None
+        first.bias.copy_(-(weight_2kC @ mean_C))
+        for convolution in middle:
+            _set_identity(convolution, 1.0, 0.0)
+        _set_identity(last, GAIN, BIAS)
+
+
+def _set_identity(convolution: nn.Conv2d, gain: float, bias: float) -> None:
+    convolution.weight.copy_(gain * torch.eye(convolution.out_channels, convolution.in_channels)[:, :, None, None])
+    assert convolution.bias is not None
+    convolution.bias.fill_(bias)
+
+
+def _class_centres(network: ProtoPNet, latent_Nd: torch.Tensor, labels_N: np.ndarray, seed: int) -> torch.Tensor:
+    """k-means centres of each class's windows in the order of the class's prototypes, as P x D x h x w."""
+    prototype_class = network.prototype_class.cpu().numpy()
+    centres_Pd = torch.empty(len(prototype_class), latent_Nd.shape[1])
+    for label in np.unique(prototype_class):
+        own = np.flatnonzero(prototype_class == label)
+        points = latent_Nd[torch.from_numpy(labels_N == label)]
+        centres_Pd[torch.from_numpy(own)] = kmeans(points, len(own), np.random.default_rng((seed, int(label))))
+    return centres_Pd.view_as(network.prototypes)
+
+
+def kmeans(points_Nd: torch.Tensor, k: int, random: np.random.Generator) -> torch.Tensor:
+    """k centres of the points: k-means++ seeds, then Lloyd's steps. With fewer points than k, points repeat."""
+    centres_kd = points_Nd[_spread_seeds(points_Nd, k, random)]
+    for _ in range(KMEANS_STEPS):
+        nearest_N = torch.cdist(points_Nd, centres_kd).argmin(1)
+        counts_k = torch.bincount(nearest_N, minlength=k)
+        sums_kd = torch.zeros_like(centres_kd).index_add_(0, nearest_N, points_Nd)
+        moved_kd = torch.where(counts_k[:, None] > 0, sums_kd / counts_k[:, None].clamp_min(1), centres_kd)
+        if torch.equal(moved_kd, centres_kd):
+            break
+        centres_kd = moved_kd
+    return centres_kd
+
+
+def _spread_seeds(points_Nd: torch.Tensor, k: int, random: np.random.Generator) -> list[int]:
+    """k-means++: each next seed with probability proportional to its squared distance from those before."""
+    seeds = [int(random.integers(len(points_Nd)))]
+    distance_N = torch.full((len(points_Nd),), torch.inf, dtype=torch.float64)
+    while len(seeds) < k:
+        distance_N = torch.minimum(distance_N, (points_Nd - points_Nd[seeds[-1]]).double().square().sum(1))
+        total = float(distance_N.sum())
+        chances = (distance_N / total).numpy() if total > 0 else None
+        seeds.append(int(random.choice(len(points_Nd), p=chances)))
+    return seeds

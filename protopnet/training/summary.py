@@ -1,0 +1,58 @@
+"""The end of a run: `summary.json`, TensorBoard events, `report.html`, and the last lines a person reads."""
+
+import platform
+from hashlib import sha256
+from typing import Any
+
+import ray
+import torch
+
+from protopnet import __version__, storage
+from protopnet.training.run import Result, Run
+
+
+def conclude(run: Run) -> None:
+    """Write the summary and say where everything is. The last line printed names the bundle."""
+    summary = summarise(run)
+    storage.write_json(storage.join(run.uri, "summary.json"), summary)
+    run.log.write_tensorboard()
+    accuracy = summary["test_accuracy"]
+    print(f"\n{run.settings.name}: {_percent(accuracy)} of the test images right, {summary['seconds']:.0f} s")
+    print(f"report  {storage.join(run.uri, 'report.html')}")
+    print(f"bundle  {storage.join(run.uri, 'bundle')}")
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """The run in numbers, from the results of its stages."""
+    stages = [_stage_entry(result, following) for result, following in _with_following(list(run.results.values()))]
+    return {
+        "name": run.settings.name,
+        "test_accuracy": run.results[next(reversed(run.results))].get("test_accuracy"),
+        "seconds": round(run.seconds_before + run.watch.seconds, 1),
+        "image_passes": sum(result.get("image_passes", 0) for result in run.results.values()),
+        "stages": stages,
+        "settings_sha256": sha256(run.settings.model_dump_json().encode()).hexdigest(),
+        "versions": {
+            "protopnet": __version__,
+            "ray": ray.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _with_following(results: list[Result]) -> list[tuple[Result, Result]]:
+    return list(zip(results, [*results[1:], {}], strict=True))
+
+
+def _stage_entry(result: Result, following: Result) -> dict[str, Any]:
+    """A stage with the accuracy after it: its own, or what the stage that follows measured before it began."""
+    entry = {key: value for key, value in result.items() if key != "says"}
+    if following.get("cycle") == result["cycle"] and result["name"].split("-", 1)[1] in ("start", "push"):
+        for split in ("validation", "test"):
+            entry[f"{split}_accuracy"] = following.get(f"{split}_accuracy_before")
+    return {"test_accuracy": None, **entry}
+
+
+def _percent(share: float | None) -> str:
+    return f"{100 * share:.1f} %" if share is not None else "an unknown share"

@@ -1,0 +1,234 @@
+"""Training batches: every image as often as asked, equal steps on all ranks, the same pixels whoever decodes."""
+
+import io
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from protopnet.config import RunSettings
+from protopnet.datasets import loader, order
+from protopnet.datasets.loader import TrainLoader
+from protopnet.datasets.rows import MANIFEST_SCHEMA
+from protopnet.errors import UserError
+
+SIZE = 32
+
+
+def picture(number: int) -> bytes:
+    """A JPEG of its own colours and size."""
+    rng = np.random.default_rng(number)
+    small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
+    file = io.BytesIO()
+    small.resize((40 + number % 7 * 20, 90), Image.Resampling.BICUBIC).save(file, "JPEG")
+    return file.getvalue()
+
+
+def manifest(files: list[str], groups: list[int], rows: list[int]) -> pa.Table:
+    count = len(files)
+    columns = {
+        "image_id": [100 + i for i in range(count)],
+        "uri": files,
+        "label": [i % 3 for i in range(count)],
+        "class_name": ["abc"[i % 3] for i in range(count)],
+        "split": ["train"] * count,
+        "width": [40 + i % 7 * 20 for i in range(count)],
+        "height": [90] * count,
+        "sha256": [""] * count,
+        "parts": [None] * count,
+        "file": files,
+        "row_group": groups,
+        "row": rows,
+    }
+    return pa.table(columns, schema=MANIFEST_SCHEMA)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> pa.Table:
+    """23 images as plain files."""
+    files = [tmp_path / f"{i:02d}.jpg" for i in range(23)]
+    for i, file in enumerate(files):
+        file.write_bytes(picture(i))
+    return manifest([str(file) for file in files], [-1] * 23, [-1] * 23)
+
+
+def run_settings(**sections: dict) -> RunSettings:
+    return RunSettings.model_validate({"model": {"image_size": SIZE}, **sections})
+
+
+def epoch(table: pa.Table, number: int = 0, batch_size: int = 8, **sections: dict) -> list[loader.Batch]:
+    return list(TrainLoader(table, run_settings(**sections), batch_size).epoch(number))
+
+
+def equal(first: list[loader.Batch], second: list[loader.Batch]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a, b) for one, two in zip(first, second, strict=True) for a, b in zip(one, two, strict=True)
+    )
+
+
+# ------------------------------------------------------------------------------------------ batches
+
+
+def test_batches_are_pixels_and_labels_as_the_network_wants_them(table: pa.Table) -> None:
+    batches = epoch(table)
+    assert [len(labels) for _, labels in batches] == [8, 8, 7]
+    for pixels, labels in batches:
+        assert pixels.shape[1:] == (SIZE, SIZE, 3)
+        assert pixels.dtype == torch.uint8
+        assert labels.dtype == torch.int64
+    assert Counter(torch.cat([labels for _, labels in batches]).tolist()) == {0: 8, 1: 8, 2: 7}
+
+
+def test_an_epoch_can_be_replayed_and_differs_from_the_next(table: pa.Table) -> None:
+    assert equal(epoch(table, 3), epoch(table, 3))
+    assert not equal(epoch(table, 3), epoch(table, 4))
+    assert not equal(epoch(table, 3), epoch(table, 3, seed=1))
+
+
+def test_one_loader_serves_any_epoch_in_any_order_even_after_a_broken_off_one(table: pa.Table) -> None:
+    batches = TrainLoader(table, run_settings(), 8)
+    next(batches.epoch(5))
+    assert equal(list(batches.epoch(3)), epoch(table, 3))
+    assert equal(list(batches.epoch(0)), epoch(table, 0))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_processes_make_the_same_batches_as_threads(table: pa.Table, workers: int) -> None:
+    data = {"workers": workers}
+    batches = TrainLoader(table, run_settings(data=data, augment={"copies": 2}), 8)
+    next(batches.epoch(5))
+    for number in (0, 1):
+        assert equal(list(batches.epoch(number)), epoch(table, number, augment={"copies": 2}))
+
+
+def test_the_cache_changes_nothing_but_the_time(table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = TrainLoader(table, run_settings(), 8)
+    list(cached.epoch(0))
+    assert len(cached.pictures.cache.images) == 23
+    monkeypatch.setattr(loader, "CACHE_BYTES", 0)
+    plain = TrainLoader(table, run_settings(), 8)
+    assert equal(list(cached.epoch(1)), list(plain.epoch(1)))
+    assert not plain.pictures.cache.images
+
+
+def test_the_cache_keeps_within_its_budget(table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "CACHE_BYTES", 100_000)
+    batches = TrainLoader(table, run_settings(), 8)
+    list(batches.epoch(0))
+    held = sum(image.width * image.height * 4 for image in batches.pictures.cache.images.values())
+    assert 50_000 < held <= 100_000
+
+
+def test_copies_of_an_image_differ(table: pa.Table) -> None:
+    pixels = torch.cat([pixels for pixels, _ in epoch(table.slice(0, 1), augment={"copies": 12})])
+    assert len(pixels) == 12
+    assert len({image.numpy().tobytes() for image in pixels}) > 9
+
+
+def test_without_augmentation_the_pixels_are_those_of_every_other_path(table: pa.Table) -> None:
+    from protopnet import imaging
+
+    expected = {imaging.load(picture(i), SIZE).tobytes() for i in range(23)}
+    pixels = torch.cat([pixels for pixels, _ in epoch(table, augment={"recipe": "none"})])
+    assert {image.numpy().tobytes() for image in pixels} == expected
+
+
+def test_shards_give_the_same_pictures_as_files(table: pa.Table, tmp_path: Path) -> None:
+    shard = tmp_path / "shard.parquet"
+    images = pa.table({"image": pa.array([picture(i) for i in range(23)], pa.binary())})
+    pq.write_table(images, shard, row_group_size=5)
+    shards = manifest([str(shard)] * 23, [i // 5 for i in range(23)], [i % 5 for i in range(23)])
+    seen = [{image.numpy().tobytes() for pixels, _ in epoch(source) for image in pixels} for source in (table, shards)]
+    assert seen[0] == seen[1]
+
+
+# --------------------------------------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_a_file_that_vanished_is_named_in_one_line(table: pa.Table, workers: int | None) -> None:
+    Path(table["uri"][4].as_py()).unlink()
+    with pytest.raises(UserError, match=r"04\.jpg: can't be read") as caught:
+        epoch(table, data={"workers": workers})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_a_file_that_was_damaged_is_named_in_one_line(table: pa.Table, workers: int | None) -> None:
+    Path(table["uri"][4].as_py()).write_bytes(picture(4)[:300])
+    with pytest.raises(UserError, match=r"04\.jpg: damaged") as caught:
+        epoch(table, data={"workers": workers})
+    assert "\n" not in str(caught.value)
+
+
+def test_no_images_is_said_at_once(table: pa.Table) -> None:
+    with pytest.raises(UserError, match="no training images"):
+        TrainLoader(table.slice(0, 0), run_settings(), 8)
+
+
+# ---------------------------------------------------------------------------------------------- order
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    images=st.integers(1, 60),
+    copies=st.integers(1, 5),
+    world=st.integers(1, 7),
+    group_size=st.integers(1, 9),
+    batch_size=st.integers(2, 20),
+)
+def test_ranks_take_equal_steps_and_together_every_copy_of_every_image(
+    images: int, copies: int, world: int, group_size: int, batch_size: int
+) -> None:
+    groups = np.arange(images) // group_size
+    orders = [
+        order.epoch_order(groups, copies=copies, seed=1, epoch=2, rank=rank, world=world) for rank in range(world)
+    ]
+    seen = Counter((int(copy), int(index)) for own in orders for copy, index in own)
+    assert set(seen) == {(copy, index) for copy in range(copies) for index in range(images)}
+    if images * copies >= 2 * world:
+        assert sum(seen.values()) - images * copies < world  # repeated to make the ranks equal
+    lengths = [[len(batch) for batch in order.split_evenly(own, batch_size)] for own in orders]
+    assert all(own == lengths[0] for own in lengths)
+    assert len(lengths[0]) == math.ceil(max(2, math.ceil(images * copies / world)) / batch_size)
+    assert max(lengths[0]) <= batch_size
+    assert min(lengths[0]) > 1 or batch_size == 2
+
+
+def test_len_is_the_number_of_batches(table: pa.Table) -> None:
+    for world in (1, 2, 3):
+        batches = TrainLoader(table, run_settings(augment={"copies": 2}), 7, rank=world - 1, world=world)
+        assert len(batches) == len(list(batches.epoch(0))) == math.ceil(math.ceil(46 / world) / 7)
+
+
+def test_plain_files_are_shuffled_completely() -> None:
+    own = order.epoch_order(np.arange(1000), copies=1, seed=0, epoch=0, rank=0, world=1)[:, 1]
+    assert abs(np.corrcoef(own, np.arange(1000))[0, 1]) < 0.15
+
+
+def test_images_of_a_shard_stay_within_a_window_of_row_groups() -> None:
+    """Reading an epoch touches each row group in one stretch, at most a window's images long."""
+    groups = np.repeat(np.arange(100), 10)
+    for rank in range(2):
+        own = groups[order.epoch_order(groups, copies=1, seed=0, epoch=0, rank=rank, world=2)[:, 1]]
+        for group in set(own.tolist()):
+            places = np.flatnonzero(own == group)
+            assert places.max() - places.min() < order.WINDOW * 10
+        assert len(set(own.tolist())) == 50
+        neighbours = (own[1:] == own[:-1]).mean()
+        assert neighbours < 0.2  # but within the window they are mixed
+
+
+def test_row_groups_are_told_apart_by_file_and_number(table: pa.Table) -> None:
+    mixed = manifest(["a", "a", "b", "b", "c", "d"], [0, 1, 0, 0, -1, -1], [0, 0, 0, 1, -1, -1])
+    groups = order.row_groups(mixed)
+    assert groups[2] == groups[3]
+    assert len(set(groups.tolist())) == 5
