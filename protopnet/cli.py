@@ -98,7 +98,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(settings_class: type[Section], fields: dict[str, FieldInfo], description: str | None) -> _Parser:
-    text = inspect.cleandoc(description or settings_class.__doc__ or "")
+    text = description.strip() if description else inspect.cleandoc(settings_class.__doc__ or "")
     places = " ".join(map(_place, _positionals(fields)))
     parser = _Parser(
         description=text.replace("%", "%%"),
@@ -274,7 +274,7 @@ def _sentence(name: str, item: Any, fields: Mapping[str, FieldInfo], value: str,
         return f"{label} is missing: {field.description or expected(field) if field else 'a value is needed'}"
     if kind in ("value_error", "assertion_error"):  # our own validators speak in sentences
         message = re.sub(r"^(Value error|Assertion failed), ", "", item["msg"])
-        return message if not name or name in message else f"{name}: {message}"
+        return message if message.startswith(name) else f"{name}: {message}"
     if field is None:
         return f"{name}: {value} is no group of settings; expected `{name}:` with `key: value` lines below"
     return f"{name}: {value} is not valid; expected {expected(field)}"

@@ -139,8 +139,10 @@ class TrainSettings(Section):
     weight_decay: float = Field(1e-3, ge=0, description="Adam L2 penalty of backbone, add-on layers and head")
     decay_epochs: int = Field(5, ge=1, description="joint epochs after which learning rates are multiplied by decay")
     decay: float = Field(0.1, gt=0, le=1, description="factor of the step decay")
-    schedule: Literal["step", "cosine"] = Field(
-        "step", description="step decay as published, or one cosine from the first joint epoch to the last"
+    schedule: Literal["step", "onecycle"] = Field(
+        "step",
+        description="step: decay as published; onecycle: learning rates rise over the first 30 % of the joint steps and "
+        "fall to nothing over the rest (Smith 2018)",
     )
     cross_entropy: float = Field(1.0, description="weight of the cross-entropy")
     cluster: float = Field(0.8, description="weight of the cluster cost: own-class prototypes near some patch")

@@ -244,6 +244,17 @@ def delete_file(uri: str) -> None:
         fs.rm_file(path)
 
 
+def delete_unfinished(uri: str, prefix: str) -> None:
+    """Remove what killed processes left of files directly in a folder whose names begin with `prefix`.
+
+    In a bucket there is nothing to see of them (a rule for incomplete uploads clears them away).
+    """
+    if not is_remote(uri):
+        for path in Path(located(uri)).iterdir():
+            if path.name.startswith(f".{prefix}") and path.name.endswith(_UNFINISHED):
+                path.unlink(missing_ok=True)
+
+
 def delete_tree(uri: str) -> None:
     """Remove a folder and everything in it; one that isn't there is no error."""
     path = filesystem(uri)[1]

@@ -27,6 +27,7 @@ from protopnet.datasets.writer import Limits, ShardWriter
 from protopnet.errors import UserError
 
 FORMAT, VERSION = "protopnet-shards", 1
+PREFIXES = ("shard-", "_index-", "_errors-")  # names of files that are ours to delete
 
 
 def is_complete(uri: str) -> bool:
@@ -112,5 +113,7 @@ def _delete_leftovers(uri: str, about: dict[str, Any]) -> None:
     kept = {entry["name"] for entry in about["files"]} | {about["index"], about["errors"]}
     for file in storage.list_files(uri, ".parquet"):
         name = file.rsplit("/", 1)[1]
-        if name not in kept and name.startswith(("shard-", "_index-", "_errors-")):
+        if name not in kept and name.startswith(PREFIXES):
             storage.delete_file(file)
+    for prefix in PREFIXES:
+        storage.delete_unfinished(uri, prefix)

@@ -26,6 +26,9 @@ COSINE_DIVISOR = 1.01
 # Numbers in the buffer that holds the distances of one chunk: on a CPU it should stay in the cache.
 _BUFFER_CPU = 1 << 21
 _BUFFER_ACCELERATOR = 1 << 25
+# Squared distances below this are computed again by differences where no gradient is needed: the
+# expansion rounds them by up to 1e-7 of the squared norms, which is 1e-5 and more.
+_CLOSE = 1e-2
 # Pairs (image, prototype) that the backward pass sorts or gathers at a time.
 _PAIRS = 1 << 20
 
@@ -61,10 +64,17 @@ def min_distances(z_BDHW: Tensor, prototypes_PDhw: Tensor, kind: Kind) -> tuple[
 
     Returns `distances_BP` (squared L2, or 1 - cosine for the kind `cosine`) and `index_BP`, the
     patch in row-major order; the first one where several are equally near. Differentiable in both
-    arguments. Computes in float32 (float64 if it is given that), whatever the autocast around it.
+    arguments; without gradients, distances near 0 are exact rather than those of the expansion.
+    Computes in float32 (float64 if it is given that), whatever the autocast around it.
     """
     with true_float32():
-        return _NearestPatch.apply(*_expansion(z_BDHW, prototypes_PDhw, kind))
+        terms = _expansion(z_BDHW, prototypes_PDhw, kind)
+        distances_BP, index_BP = _NearestPatch.apply(*terms)
+        if kind != "cosine" and not distances_BP.requires_grad:
+            image, prototype = (distances_BP < _CLOSE).nonzero(as_tuple=True)
+            near = (image, index_BP[image, prototype], prototype)
+            distances_BP[image, prototype] = _by_difference(terms[0], terms[1], *near)
+    return distances_BP, index_BP
 
 
 def distance_maps(z_BDHW: Tensor, prototypes_PDhw: Tensor, kind: Kind) -> Tensor:
@@ -79,8 +89,11 @@ def distance_maps(z_BDHW: Tensor, prototypes_PDhw: Tensor, kind: Kind) -> Tensor
         d_NP = torch.addmm(prototype_terms_P, patches_BLQ.flatten(0, 1), prototypes_PQ.t(), alpha=factor)
         if patch_terms_BL is not None:
             d_NP = d_NP + patch_terms_BL.flatten()[:, None]
-    rows, columns = map_size(z_BDHW, prototypes_PDhw)
-    return d_NP.clamp(min=0).unflatten(0, (-1, rows, columns)).permute(0, 3, 1, 2).contiguous()
+        d_BLP = d_NP.clamp(min=0).unflatten(0, patches_BLQ.shape[:2])
+        if kind != "cosine" and not d_BLP.requires_grad:
+            near = (d_BLP < _CLOSE).nonzero(as_tuple=True)
+            d_BLP[near] = _by_difference(patches_BLQ, prototypes_PQ, *near)
+    return d_BLP.transpose(1, 2).unflatten(2, map_size(z_BDHW, prototypes_PDhw)).contiguous()
 
 
 def paired_distances(patches_NDhw: Tensor, prototypes_NDhw: Tensor, kind: Kind) -> Tensor:
@@ -138,6 +151,15 @@ def _expansion(
         ones_P = prototypes_PQ.new_ones(len(prototypes_PQ))
         return _normalised(patches_BLQ), _normalised(prototypes_PQ), None, ones_P, -1.0
     return patches_BLQ, prototypes_PQ, patches_BLQ.square().sum(-1), prototypes_PQ.square().sum(-1), -2.0
+
+
+def _by_difference(
+    patches_BLQ: Tensor, prototypes_PQ: Tensor, image: Tensor, patch: Tensor, prototype: Tensor
+) -> Tensor:
+    """Squared distances of some (image, patch, prototype), without cancellation: one a triple."""
+    chunk = max(1, _BUFFER_CPU // prototypes_PQ.shape[1])
+    triples = zip(image.split(chunk), patch.split(chunk), prototype.split(chunk), strict=True)
+    return torch.cat([(patches_BLQ[b, at] - prototypes_PQ[p]).square().sum(-1) for b, at, p in triples])
 
 
 def _normalised(vectors: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ and decodes its own images (in threads, beside the network), so no pixel crosses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -147,4 +148,4 @@ def _cut(rows: pa.Table, options: PassOptions) -> list[pa.Table]:
     if options.blocks is None:
         wanted = max(wanted, min(8 * options.plan.actors, -(-len(rows) // MIN_BLOCK_ROWS)))
     edges = np.linspace(0, len(rows), min(wanted, len(rows)) + 1).round().astype(int)
-    return [rows.slice(start, end - start).combine_chunks() for start, end in zip(edges[:-1], edges[1:], strict=True)]
+    return [rows.slice(start, end - start).combine_chunks() for start, end in pairwise(edges)]

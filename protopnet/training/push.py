@@ -55,7 +55,7 @@ class NearestTask:
 
 @dataclass(frozen=True)
 class PushResult:
-    """Where each prototype went: `chosen` has one CANDIDATE_SCHEMA row a prototype, `refined` images were re-encoded."""
+    """Where each prototype went: `chosen` has one CANDIDATE_SCHEMA row each; `refined` images were encoded again."""
 
     chosen: pa.Table
     refined: int

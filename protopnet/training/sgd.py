@@ -32,7 +32,8 @@ from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
 from protopnet.model.losses import baseline_loss, prototype_loss
-from protopnet.model.network import Baseline, Phase, ProtoPNet, build_network, placed, set_phase
+from protopnet.model.network import Baseline, Phase, build_network, placed, set_phase
+from protopnet.training.optimiser import build_optimiser, set_learning_rates
 from protopnet.training.schedule import Epochs
 from protopnet.training.state import load_state, save_state
 
@@ -168,10 +169,12 @@ class _Worker:
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """One epoch; returns the mean of each loss term over this worker's images."""
         set_phase(self.network, self.phase)
-        set_learning_rates(self.optimiser, self.settings.train, epoch - self.epochs.warm, self.epochs)
         sums: dict[str, torch.Tensor] = {}
         seen, told = 0, time.monotonic()
-        for pixels_BHWC, labels_B in self.loader.epoch(epoch):
+        joint_epochs = self.epochs.total - self.epochs.warm
+        for step, (pixels_BHWC, labels_B) in enumerate(self.loader.epoch(epoch)):
+            joint_epoch = epoch - self.epochs.warm + step / len(self.loader)
+            set_learning_rates(self.optimiser, self.settings.train, joint_epoch, joint_epochs)
             terms = self.step(pixels_BHWC, labels_B)
             seen += len(labels_B)
             for name, value in terms.items():
@@ -250,55 +253,6 @@ class _Worker:
 def per_worker_batch(batch_size: int, world: int) -> int:
     """The batch size is over all workers together; each takes its share."""
     return max(1, batch_size // world)
-
-
-def build_optimiser(network: ProtoPNet | Baseline, train: TrainSettings, phase: str) -> torch.optim.Optimizer:
-    """Adam with the published groups; only what the phase trains is in it."""
-    if isinstance(network, ProtoPNet):
-        groups = [
-            {
-                "name": "add_on",
-                "params": network.add_on.parameters(),
-                "lr": train.lr_add_on,
-                "weight_decay": train.weight_decay,
-            },
-            {
-                "name": "prototypes",
-                "params": [network.prototypes],
-                "lr": train.lr_prototypes,
-                "weight_decay": 0.0,
-            },
-        ]
-    else:
-        groups = [
-            {
-                "name": "head",
-                "params": network.head.parameters(),
-                "lr": train.lr_head,
-                "weight_decay": train.weight_decay,
-            }
-        ]
-    if phase == "joint":
-        features = {"name": "features", "params": network.backbone.parameters(), "lr": train.lr_features}
-        groups.append({**features, "weight_decay": train.weight_decay})
-    for group in groups:
-        group["base_lr"] = group["lr"]
-    return torch.optim.Adam(groups, fused=True)
-
-
-def set_learning_rates(
-    optimiser: torch.optim.Optimizer, train: TrainSettings, joint_epoch: int, epochs: Epochs
-) -> None:
-    """Learning rates of an epoch: constant while warm, then the step decay or the cosine over joint epochs."""
-    if joint_epoch < 0:
-        factor = 1.0
-    elif train.schedule == "step":
-        factor = train.decay ** (joint_epoch // train.decay_epochs)
-    else:
-        share = joint_epoch / max(1, epochs.total - epochs.warm)
-        factor = train.decay + (1 - train.decay) * 0.5 * (1 + float(np.cos(np.pi * min(1.0, share))))
-    for group in optimiser.param_groups:
-        group["lr"] = group["base_lr"] * factor
 
 
 def _autocast(train: TrainSettings, device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:

@@ -8,6 +8,10 @@ import multiprocessing
 import os
 import pickle
 import runpy
+import signal
+import subprocess
+import sys
+import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +39,7 @@ from protopnet.datasets.writer import Limits
 from protopnet.errors import UserError
 from protopnet.imaging import BadImage, decode
 
+PREPARE = Path(__file__).parents[2] / "jobs/prepare.py"
 FOLDER = DataSettings(source="folder", path="-")
 TINY = Limits(group_rows=3, group_bytes=10_000, file_bytes=4_000, index_rows=5)
 
@@ -466,6 +471,24 @@ def test_a_run_that_fails_or_is_killed_harms_nothing(tmp_path: Path) -> None:
         open_shards(uri, FOLDER, 0)
 
 
+def test_a_job_killed_in_the_middle_is_run_again(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    birds = ["--birds.classes", "40", "--birds.size", "256", "--output", str(output)]
+    process = subprocess.Popen([sys.executable, str(PREPARE), *birds])
+    started = time.monotonic()
+    while not list(output.glob(".shard-*")) and time.monotonic() - started < 60:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert list(output.glob(".shard-*"))
+    with pytest.raises(UserError, match="no complete dataset"):
+        open_shards(str(output), FOLDER, 0)
+    settings = PrepareSettings(birds=BirdSettings(classes=2, train_per_class=2, test_per_class=1, size=32))
+    source = open_source(settings)
+    check_rows(write_shards(source.rows, str(output), source.classes, source.about))
+    assert not list(output.glob(".shard-*"))
+
+
 def test_errors_travel_with_the_shards_and_too_many_stop_them(tmp_path: Path) -> None:
     row = {
         "uri": "u",
@@ -477,7 +500,7 @@ def test_errors_travel_with_the_shards_and_too_many_stop_them(tmp_path: Path) ->
         "height": 10,
     }
     row |= {"sha256": hashlib.sha256(row["image"]).hexdigest(), "parts": None}  # type: ignore[arg-type]
-    rows = [row, BadRow("x.jpg", "the file is empty", "a"), row]
+    rows: list[dict[str, Any] | BadRow] = [row, BadRow("x.jpg", "the file is empty", "a"), row]
     written = write_shards(rows, str(tmp_path / "s"), ["a"], {"kind": "test"})
     assert written.errors.to_pylist() == [{"uri": "x.jpg", "reason": "the file is empty", "class_name": "a"}]
     assert written.table["image_id"].to_pylist() == [0, 1]
@@ -551,10 +574,9 @@ def test_a_source_without_a_path_names_the_setting() -> None:
 
 def prepare(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Exit code of jobs/prepare.py."""
-    job = Path(__file__).parents[2] / "jobs/prepare.py"
-    monkeypatch.setattr("sys.argv", [str(job), *arguments])
+    monkeypatch.setattr("sys.argv", [str(PREPARE), *arguments])
     try:
-        runpy.run_path(str(job), run_name="__main__")
+        runpy.run_path(str(PREPARE), run_name="__main__")
     except SystemExit as end:
         return int(end.code or 0)
     return 0
@@ -664,10 +686,8 @@ def test_official_photographs_are_cropped_to_the_published_sizes(test_data: Path
     settings = RunSettings(data=DataSettings(source="cub", path=str(test_data / "CUB_200_2011"), validation=0))
     dataset = open_dataset(settings, str(tmp_path))
     check_rows(dataset)
-    part_number = dict(
-        reversed(line.split(maxsplit=1))
-        for line in (test_data / "CUB_200_2011/parts/parts.txt").read_text().splitlines()
-    )
+    names = (test_data / "CUB_200_2011/parts/parts.txt").read_text().splitlines()
+    part_number = {name: number for number, name in (line.split(maxsplit=1) for line in names)}
     with open(test_data / "cub100/parts.csv", newline="") as handle:
         published = {row["path"]: row for row in csv.DictReader(handle) if int(row["class_id"]) <= 6}
     rows = dataset.table.to_pylist()

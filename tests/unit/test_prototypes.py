@@ -116,17 +116,29 @@ def test_channels_last_maps_give_the_same():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_prototype_on_its_patch_is_at_distance_zero_even_under_autocast(kind):
-    z = torch.rand(4, 128, 7, 7)
+    z = torch.rand(4, 512, 7, 7)
     prototypes = z[torch.arange(4), :, 3, 2][:, :, None, None].clone()
     with torch.autocast("cpu", torch.bfloat16):
         distances, index = min_distances(z, prototypes, kind)
         maps = distance_maps(z, prototypes, kind)
     assert distances.dtype == torch.float32
-    assert distances.diagonal().max() < 2e-5
     assert index.diagonal().tolist() == [3 * 7 + 2] * 4
-    torch.testing.assert_close(maps.flatten(2).amin(2), distances, rtol=1e-5, atol=2e-5)
-    if kind == "log":
-        assert similarity(distances, kind).diagonal().min() > 9.0
+    torch.testing.assert_close(maps.flatten(2).amin(2), distances, rtol=1e-5, atol=1e-6)
+    if kind == "cosine":  # 1e-4 is added to the squared norm
+        assert distances.diagonal().max() < 2e-6
+    else:
+        assert distances.diagonal().tolist() == [0.0] * 4
+        assert maps[:, :, 3, 2].diagonal().tolist() == [0.0] * 4
+
+
+def test_in_training_a_prototype_on_its_patch_is_nearly_as_similar_as_can_be():
+    z = torch.rand(4, 128, 7, 7)
+    prototypes = z[torch.arange(4), :, 3, 2][:, :, None, None].clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        distances, _ = min_distances(z, prototypes, "log")
+        found = similarity(distances, "log")
+    assert distances.diagonal().max() < 5e-5
+    assert found.diagonal().min() > 8.8  # of 9.21; bfloat16 gives 2.3
 
 
 def test_bf16_matrix_products_are_switched_off_and_on_again():

@@ -1,0 +1,97 @@
+"""Classification metrics against answers worked out by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from protopnet.training.metrics import classification_metrics
+
+CLASSES = ["ant", "bee", "cat"]
+
+
+def logits_of(probabilities: list[list[float]]) -> np.ndarray:
+    return np.log(np.array(probabilities))
+
+
+@pytest.fixture
+def metrics() -> dict:
+    """Predictions ant, bee, ant, ant for ant, bee, cat, bee."""
+    probabilities = [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1], [0.5, 0.25, 0.25]]
+    return classification_metrics(logits_of(probabilities), np.array([0, 1, 2, 1]), CLASSES)
+
+
+def test_accuracies(metrics: dict) -> None:
+    assert metrics["images"] == 4
+    assert metrics["top1"] == pytest.approx(2 / 4)
+    assert metrics["top5"] == 1
+    assert metrics["per_class"] == {
+        "ant": {"accuracy": 1.0, "count": 1},
+        "bee": {"accuracy": 0.5, "count": 2},
+        "cat": {"accuracy": 0.0, "count": 1},
+    }
+    assert metrics["mean_per_class"] == pytest.approx((1 + 0.5 + 0) / 3)
+
+
+def test_rows_of_the_confusion_are_true_classes(metrics: dict) -> None:
+    assert metrics["confusion"] == [[1, 0, 0], [1, 1, 0], [1, 0, 0]]
+
+
+def test_cross_entropy(metrics: dict) -> None:
+    expected = -(math.log(0.7) + math.log(0.8) + math.log(0.1) + math.log(0.25)) / 4
+    assert metrics["cross_entropy"] == pytest.approx(expected)
+
+
+def test_calibration_error(metrics: dict) -> None:
+    # four bins of one image each: |1 - .7|, |1 - .8|, |0 - .6|, |0 - .5|, each of weight 1/4
+    assert metrics["calibration_error"] == pytest.approx((0.3 + 0.2 + 0.6 + 0.5) / 4)
+
+
+def test_calibration_error_of_one_bin() -> None:
+    # three images of confidence 0.8, two of them right
+    metrics = classification_metrics(logits_of([[0.8, 0.2]] * 3), np.array([0, 0, 1]), CLASSES[:2])
+    assert metrics["calibration_error"] == pytest.approx(0.8 - 2 / 3)
+
+
+def test_logits_between_0_and_1_are_still_logits() -> None:
+    metrics = classification_metrics(np.array([[1.0, 0.0]]), np.array([0]), CLASSES[:2])
+    assert metrics["calibration_error"] == pytest.approx(1 - 1 / (1 + math.exp(-1)))
+
+
+def test_top5_of_many_classes() -> None:
+    logits = np.tile(np.arange(7.0)[::-1], (7, 1))  # the order is 0, 1, … 6 for each image
+    metrics = classification_metrics(logits, np.arange(7), [str(name) for name in range(7)])
+    assert metrics["top1"] == pytest.approx(1 / 7)
+    assert metrics["top5"] == pytest.approx(5 / 7)
+
+
+def test_a_class_without_images_counts_nowhere() -> None:
+    metrics = classification_metrics(logits_of([[0.7, 0.2, 0.1]] * 2), np.array([0, 1]), CLASSES)
+    assert metrics["per_class"]["cat"] == {"accuracy": None, "count": 0}
+    assert metrics["mean_per_class"] == 0.5
+
+
+def test_huge_logits() -> None:
+    metrics = classification_metrics(np.array([[1e4, -1e4], [1e4, -1e4]]), np.array([0, 1]), CLASSES[:2])
+    assert metrics["cross_entropy"] == pytest.approx(1e4)
+
+
+def test_is_json(metrics: dict) -> None:
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [
+        (np.zeros((2, 2)), np.array([0, 1])),
+        (np.zeros((2, 3)), np.array([0])),
+        (np.zeros((0, 3)), np.array([], dtype=int)),
+        (np.zeros((1, 3)), np.array([3])),
+        (np.zeros((1, 3)), np.array([-1])),
+        (np.full((1, 3), np.nan), np.array([0])),
+    ],
+)
+def test_nonsense_is_refused(logits: np.ndarray, labels: np.ndarray) -> None:
+    with pytest.raises(ValueError):
+        classification_metrics(logits, labels, CLASSES)

@@ -1,0 +1,315 @@
+"""The last-layer solver against independent solvers, and its properties."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+from threadpoolctl import threadpool_limits
+
+from protopnet.training.proximal import Metric, metric_of, soft_threshold
+from protopnet.training.solver import (
+    Progress,
+    RowBlock,
+    Solution,
+    add_up,
+    mean_over,
+    metric_over,
+    solve,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """The matrices are tiny: more threads only wait for one another."""
+    with threadpool_limits(1):
+        yield
+
+
+@dataclass
+class Problem:
+    similarities: np.ndarray
+    labels: np.ndarray
+    start: np.ndarray
+    l1: float = 1e-3
+    ridge: float = 1e-3
+
+    @property
+    def off_class(self) -> np.ndarray:
+        return self.start < 0
+
+    def blocks(self, *cuts: int) -> list[RowBlock]:
+        pairs = zip(np.split(self.similarities, cuts), np.split(self.labels, cuts), strict=True)
+        return [RowBlock(rows, labels, len(self.start), chunk_rows=40) for rows, labels in pairs]
+
+    def objective(self, weights: np.ndarray) -> float:
+        """F, written down afresh."""
+        logits = self.similarities.astype(np.float64) @ weights.T
+        own = logits[np.arange(len(logits)), self.labels]
+        return float(
+            np.mean(logsumexp(logits, axis=1) - own)
+            + self.l1 * np.abs(weights[self.off_class]).sum()
+            + self.ridge / 2 * ((weights - self.start) ** 2).sum()
+        )
+
+    def solve(self, *, preconditioned: bool = True, **options: object) -> Solution:
+        blocks = self.blocks()
+        metric = metric_over(blocks) if preconditioned else None
+        options = {"tolerance": 1e-8, "max_iterations": 20000, "metric": metric, **options}
+        return solve(mean_over(blocks), self.start, self.off_class, l1=self.l1, ridge=self.ridge, **options)
+
+
+def problem(
+    rows: int = 90, prototypes: int = 12, classes: int = 4, *, seed: int = 0, mean: float = 1.5, spread: float = 0.5
+) -> Problem:
+    """Similarities as a network makes them: a common mean, higher for an image's own class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, rows)
+    prototype_class = np.arange(prototypes) * classes // prototypes
+    own = labels[:, None] == prototype_class
+    scores = rng.normal(size=(rows, prototypes)) + 2 * own * (rng.random((rows, prototypes)) < 0.6)
+    start = np.where(prototype_class == np.arange(classes)[:, None], 1.0, -0.5)
+    return Problem(mean + spread * scores, labels, start)
+
+
+def reference(task: Problem) -> float:
+    """Least objective by L-BFGS-B on W = U − V, with bounds that make the L1 norm linear."""
+    shape, size = task.start.shape, task.start.size
+    one_hot = np.eye(len(task.start))[task.labels]
+
+    def function(uv: np.ndarray) -> tuple[float, np.ndarray]:
+        positive, negative = uv[:size].reshape(shape), uv[size:].reshape(shape)
+        weights = positive - negative
+        logits = task.similarities @ weights.T
+        norm = logsumexp(logits, axis=1, keepdims=True)
+        value = np.mean(norm[:, 0] - (logits * one_hot).sum(1)) + task.ridge / 2 * ((weights - task.start) ** 2).sum()
+        gradient = (np.exp(logits - norm) - one_hot).T @ task.similarities / len(logits)
+        gradient += task.ridge * (weights - task.start)
+        value += task.l1 * (positive + negative)[task.off_class].sum()
+        penalty = task.l1 * task.off_class
+        return value, np.concatenate([(gradient + penalty).ravel(), (penalty - gradient).ravel()])
+
+    split = np.concatenate([np.maximum(task.start, 0).ravel(), np.maximum(-task.start, 0).ravel()])
+    limits = {"maxiter": 50000, "maxfun": 100000, "ftol": 1e-15, "gtol": 1e-9, "maxcor": 30}
+    found = minimize(function, split, jac=True, method="L-BFGS-B", bounds=[(0, None)] * (2 * size), options=limits)
+    return float(found.fun)
+
+
+PROBLEMS = [
+    problem(),
+    problem(60, 30, 3, seed=1),  # separable
+    problem(120, 12, 4, seed=2, mean=3, spread=0.25),  # a large common mean
+    problem(80, 12, 4, seed=3, mean=-2),  # the linear similarity is negative
+    problem(90, 8, 2, seed=4, mean=0.6, spread=0.1),
+]
+
+
+@pytest.mark.parametrize("preconditioned", [True, False], ids=["metric", "plain"])
+@pytest.mark.parametrize("task", PROBLEMS, ids=range(len(PROBLEMS)))
+def test_matches_an_independent_solver(task: Problem, preconditioned: bool) -> None:
+    solution = task.solve(preconditioned=preconditioned)
+    assert solution.converged
+    assert solution.residual <= 1e-8
+    assert solution.objective == pytest.approx(task.objective(solution.weights), rel=1e-12)
+    assert solution.objective == pytest.approx(reference(task), rel=1e-6)
+
+
+def test_matches_sklearn_without_l1() -> None:
+    """With W₀ = 0 and l1 = 0 it is ridge logistic regression."""
+    from sklearn.linear_model import LogisticRegression
+
+    task = problem(80, 9, 3, seed=5)
+    blocks = task.blocks()
+    start = np.zeros_like(task.start)
+    found = solve(mean_over(blocks), start, task.off_class, l1=0, ridge=1e-2, tolerance=1e-9, max_iterations=20000)
+    peer = LogisticRegression(C=1 / (1e-2 * 80), fit_intercept=False, tol=1e-10, max_iter=10000)
+    weights = peer.fit(task.similarities, task.labels).coef_
+    np.testing.assert_allclose(found.weights, weights, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    rows=st.integers(1, 60),
+    per_class=st.integers(1, 4),
+    classes=st.integers(2, 5),
+    mean=st.floats(-3, 9),
+    l1=st.sampled_from([0.0, 1e-4, 1e-2, 1.0]),
+    single=st.booleans(),
+)
+def test_properties(seed: int, rows: int, per_class: int, classes: int, mean: float, l1: float, single: bool) -> None:
+    task = problem(rows, per_class * classes, classes, seed=seed, mean=mean)
+    task.l1 = l1
+    if single:
+        task.similarities = task.similarities.astype(np.float32)
+    solution = task.solve(tolerance=1e-4, max_iterations=3000)
+    assert np.isfinite(solution.weights).all()
+    assert solution.objective <= task.objective(task.start) * (1 + 1e-6)
+    assert solution.residual <= 1e-4
+    objectives = np.array([progress.objective for progress in solution.history])
+    assert (np.diff(objectives) <= 1e-5 * np.abs(objectives[:-1])).all()
+
+
+def test_gap_bounds_the_distance_from_the_optimum() -> None:
+    task = problem()
+    best = task.solve(tolerance=1e-10).objective
+    for tolerance in (1e-1, 1e-2, 1e-3, 1e-4):
+        rough = task.solve(tolerance=tolerance)
+        assert 0 <= rough.objective - best <= rough.gap + 1e-12
+
+
+def test_residual_is_that_of_the_objective() -> None:
+    """At a point off the optimum: the residual against finite differences of F."""
+    task = problem()
+    rng = np.random.default_rng(0)
+    point = task.start + rng.normal(0, 0.1, task.start.shape)
+    residual = task.solve(initial=point, max_iterations=0).residual
+    slopes = np.empty(point.size)
+    for index in range(point.size):
+        step = np.zeros(point.size)
+        step[index] = 1e-6
+        moved = step.reshape(point.shape)
+        slopes[index] = (task.objective(point + moved) - task.objective(point - moved)) / 2e-6
+    assert residual == pytest.approx(np.abs(slopes).max(), rel=1e-5)
+
+
+def test_separable_data_has_a_finite_solution() -> None:
+    labels = np.repeat(np.arange(3), 10)
+    similarities = np.where(labels[:, None] == np.arange(3), 9.0, 0.0)
+    task = Problem(similarities, labels, np.where(np.eye(3) > 0, 1.0, -0.5), l1=0.0, ridge=1e-4)
+    solution = task.solve()
+    assert solution.converged
+    assert np.abs(solution.weights).max() < 20
+
+
+def test_strong_penalty_gives_exact_zeros() -> None:
+    task = problem()
+    task.l1 = 1.0
+    solution = task.solve()
+    assert (solution.weights[task.off_class] == 0).all()
+    assert (solution.weights[~task.off_class] != 0).all()
+
+
+def test_the_same_whatever_the_blocks() -> None:
+    task = problem(90)
+    weights = task.start + 0.1
+    whole = mean_over(task.blocks())(weights)
+    for cuts in [(30, 60), (1, 2, 89), (45,), (0, 90)]:  # the last has empty blocks
+        loss, gradient = mean_over(task.blocks(*cuts))(weights)
+        assert loss == pytest.approx(whole[0], rel=1e-13)
+        np.testing.assert_allclose(gradient, whole[1], rtol=0, atol=1e-14)
+    blocks = task.blocks(30, 60)
+    loss, gradient = add_up([block.loss_and_gradient(weights) for block in blocks], 90)
+    assert loss == pytest.approx(whole[0], rel=1e-13)
+    split = solve(mean_over(blocks), task.start, task.off_class, l1=1e-3, ridge=1e-3, tolerance=1e-8)
+    np.testing.assert_allclose(split.weights, task.solve(preconditioned=False).weights, atol=1e-6)
+
+
+def test_gradient_of_a_block() -> None:
+    task = problem(20)
+    (block,) = task.blocks()
+    weights = task.start.copy()
+    _, gradient = block.loss_and_gradient(weights)
+    weights[1, 2] += 1e-6
+    above, _ = block.loss_and_gradient(weights)
+    weights[1, 2] -= 2e-6
+    below, _ = block.loss_and_gradient(weights)
+    assert gradient[1, 2] == pytest.approx((above - below) / 2e-6, rel=1e-6)
+
+
+def test_float32_similarities_give_the_same_solution() -> None:
+    task = problem(200, 20, 5, seed=2, mean=3, spread=0.25)
+    task.similarities = task.similarities.astype(np.float32)
+    single = task.solve(tolerance=1e-5)
+    assert single.converged
+    task.similarities = task.similarities.astype(np.float64)
+    double = task.solve(tolerance=1e-5)
+    assert single.objective == pytest.approx(double.objective, rel=1e-5)
+
+
+def test_the_metric_saves_iterations() -> None:
+    task = problem(300, 60, 6, mean=3, spread=0.25)
+    task.l1 = task.ridge = 1e-4
+    plain = task.solve(preconditioned=False, tolerance=1e-5)
+    assert task.solve(tolerance=1e-5).iterations < 0.7 * plain.iterations
+
+
+def test_starts_where_it_is_told_and_reports() -> None:
+    task = problem()
+    seen: list[Progress] = []
+    solution = task.solve(on_iteration=seen.append)
+    assert seen == solution.history
+    assert seen[0].objective == pytest.approx(task.objective(task.start))
+    assert [progress.iteration for progress in seen] == list(range(solution.iterations + 1))
+    again = task.solve(initial=solution.weights)
+    assert again.iterations == 0
+    assert again.objective == pytest.approx(solution.objective)
+
+
+def test_says_when_it_runs_out_of_iterations() -> None:
+    solution = problem().solve(max_iterations=3)
+    assert not solution.converged
+    assert solution.iterations == 3
+
+
+@pytest.mark.parametrize(
+    ("similarities", "labels"),
+    [
+        (np.zeros((2, 3)), [0]),
+        (np.zeros(3), [0, 0, 0]),
+        (np.full((1, 3), np.nan), [0]),
+        (np.zeros((1, 3)), [2]),
+        (np.zeros((1, 3)), [-1]),
+    ],
+)
+def test_nonsense_is_refused(similarities: np.ndarray, labels: list[int]) -> None:
+    with pytest.raises(ValueError):
+        RowBlock(similarities, labels, 2)
+
+
+def test_soft_threshold() -> None:
+    values = np.array([-3.0, -1.0, 0.0, 0.5, 2.0])
+    np.testing.assert_array_equal(soft_threshold(values, np.ones(5)), [-2, 0, 0, 0, 1])
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 8), stretch=st.sampled_from([0.0, 0.5, 10.0, 1e3, 1e6]))
+def test_proximal_map_is_optimal(seed: int, size: int, stretch: float) -> None:
+    """0 is a subgradient of ‖x − v‖²/2 + Σ t|x| in the metric, at the result."""
+    rng = np.random.default_rng(seed)
+    direction = rng.normal(size=size) + 1
+    metric = Metric(direction / np.linalg.norm(direction), stretch)
+    point, threshold = rng.normal(size=(3, size)), rng.choice([0.0, 0.1, 1.0], (3, size))
+    result = metric.proximal(point, threshold)
+    way = result - point
+    gradient = way + stretch * np.outer(way @ metric.direction, metric.direction)
+    slack = 1e-8 * (1 + stretch)
+    moving = result != 0
+    np.testing.assert_allclose((gradient + threshold * np.sign(result))[moving], 0, atol=slack)
+    assert (np.abs(gradient[~moving]) <= threshold[~moving] + slack).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.integers(2, 8))
+def test_the_metric_is_solved_by_its_inverse(seed: int, size: int) -> None:
+    rng = np.random.default_rng(seed)
+    direction = rng.normal(size=size)
+    metric = Metric(direction / np.linalg.norm(direction), 7.0)
+    matrix = np.eye(size) + 7 * np.outer(metric.direction, metric.direction)
+    a, b = rng.normal(size=(2, 3, size))
+    np.testing.assert_allclose(metric.solve(a) @ matrix, a, atol=1e-12)
+    assert metric.inner(a, b) == pytest.approx(np.trace(a @ matrix @ b.T))
+
+
+def test_metric_of_a_known_matrix() -> None:
+    turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))
+    matrix = turn @ np.diag([100, 2, 1, 0.5, 0.1]) @ turn.T
+    metric = metric_of(lambda v: matrix @ v, 5, steps=50)
+    assert metric.stretch == pytest.approx(49, rel=1e-3)
+    assert abs(metric.direction @ turn[:, 0]) == pytest.approx(1)
+    assert metric_of(lambda v: v, 5).stretch == 0
+    assert metric_of(lambda v: 0 * v, 5).stretch == 0
