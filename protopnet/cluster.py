@@ -7,6 +7,9 @@ the one place that knows this rule: what a plan takes stays below what the clust
 import logging
 import math
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
@@ -52,19 +55,38 @@ def connect(compute: ComputeSettings) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else C++ notices about healthy actors on stderr
     address = compute.address or os.environ.get("RAY_ADDRESS")
     try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=(os.cpu_count() or 1) + SPARE_LOCAL_CPUS,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        with _without_c_stderr():
+            _init(address)
     except (ConnectionError, ValueError) as error:
         raise UserError(f"no Ray cluster at {address}: {error}; change compute.address") from error
     quieten()
+
+
+def _init(address: str | None) -> None:
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        return
+    ray.init(
+        address="local",
+        num_cpus=(os.cpu_count() or 1) + SPARE_LOCAL_CPUS,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+@contextmanager
+def _without_c_stderr() -> Iterator[None]:
+    """Drop what Ray's C++ core says on stderr while it starts; what matters is raised as an exception."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def quieten() -> None:
@@ -119,7 +141,4 @@ def _size_of_cluster() -> tuple[int, int]:
 
 def _is_local() -> bool:
     nodes = ray.nodes()
-    return (
-        len(nodes) == 1
-        and int(nodes[0]["Resources"].get("CPU", 0)) == (os.cpu_count() or 1) + SPARE_LOCAL_CPUS
-    )
+    return len(nodes) == 1 and int(nodes[0]["Resources"].get("CPU", 0)) == (os.cpu_count() or 1) + SPARE_LOCAL_CPUS

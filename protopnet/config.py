@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Section(BaseModel):
     """A group of settings. Unknown keys are refused, values can't be changed once checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSettings(Section):
@@ -141,8 +141,8 @@ class TrainSettings(Section):
     decay: float = Field(0.1, gt=0, le=1, description="factor of the step decay")
     schedule: Literal["step", "onecycle"] = Field(
         "step",
-        description="step: decay as published; onecycle: learning rates rise over the first 30 % of the joint steps and "
-        "fall to nothing over the rest (Smith 2018)",
+        description="step: decay as published; onecycle: learning rates rise over the first 30 % of the joint "
+        "steps and fall to nothing over the rest (Smith 2018)",
     )
     cross_entropy: float = Field(1.0, description="weight of the cross-entropy")
     cluster: float = Field(0.8, description="weight of the cluster cost: own-class prototypes near some patch")

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from protopnet import storage
 from protopnet.config import BirdSettings, DataSettings
@@ -120,3 +120,12 @@ def _rows_of(dataset: Dataset) -> Iterator[dict[str, Any] | BadRow]:
             if hashlib.sha256(image).hexdigest() != row["sha256"]:
                 raise UserError(f"{row['uri']} changed while it was copied; run the same command again")
             yield {name: row[name] for name in MANIFEST_SCHEMA.names[:-3]} | {"image": image}
+
+
+def recognise(path: str) -> Literal["folder", "cub", "shards"]:
+    """Which kind of data a folder holds, by the file that only this kind has."""
+    if storage.exists(storage.join(path, "dataset.json")):
+        return "shards"
+    if storage.exists(storage.join(path, "images.txt")) and storage.exists(storage.join(path, "bounding_boxes.txt")):
+        return "cub"
+    return "folder"

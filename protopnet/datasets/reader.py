@@ -98,7 +98,7 @@ class ImageReader:
                 return self._groups[key]
         try:
             shard, alone = self._shard(key[0])
-            with alone:  # two threads must not seek in one file
+            with alone:  # a ParquetFile isn't made for two threads at once
                 images = shard.read_row_group(key[1], columns=["image"]).column("image")
         except pa.ArrowInvalid as error:
             return OSError(f"{key[0]} is damaged: {error}")

@@ -59,10 +59,11 @@ def curves_chart(
             axes.axvline(push, color=_INK, linewidth=1, linestyle=(0, (2, 2)), alpha=0.6)
         for number, curve in enumerate(curves):
             values = [100 * y for y in curve.y] if percent else list(curve.y)
-            line = "-" if curve.joined else ""
+            line = "-" if curve.joined else "none"
             mark = _MARKS[number % len(_MARKS)] if not curve.joined or len(curve.x) < 25 else ""
-            axes.plot(curve.x, values, line, marker=mark, markersize=3.5 if curve.joined else 5.5, linewidth=1.6,
-                      color=_SERIES[number % len(_SERIES)], label=curve.name)  # fmt: skip
+            colour, mark_size = _SERIES[number % len(_SERIES)], 3.5 if curve.joined else 5.5
+            style: dict[str, Any] = {"linestyle": line, "linewidth": 1.6, "marker": mark, "markersize": mark_size}
+            axes.plot(curve.x, values, label=curve.name, color=colour, **style)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         if percent:
@@ -133,13 +134,15 @@ def _cells(confusion_KK: np.ndarray, names: Sequence[str], left: float, top: flo
     parts = []
     totals = np.maximum(1, np.asarray(confusion_KK).sum(axis=1))
     gap = 1 if cell > 8 else 0
+    faintest = 0.2 if gap else 0.45  # small cells need more colour to be seen
     for i, j in np.argwhere(np.asarray(confusion_KK) > 0):
         count, share = int(confusion_KK[i][j]), float(confusion_KK[i][j] / totals[i])
         x, y = left + j * cell, top + i * cell
         says = f"{names[i]}: {count} of {totals[i]} taken for {names[j]}"
+        opacity = faintest + (1 - faintest) * share
         parts.append(
             f'<rect class="{"right" if i == j else "wrong"}" x="{x:.1f}" y="{y:.1f}" width="{cell - gap:.1f}" '
-            f'height="{cell - gap:.1f}" fill-opacity="{0.2 + 0.8 * share:.2f}"><title>{escape(says)}</title></rect>'
+            f'height="{cell - gap:.1f}" fill-opacity="{opacity:.2f}"><title>{escape(says)}</title></rect>'
         )
         if len(names) <= COUNTED_CLASSES:
             strong = " strong" if share > 0.45 else ""

@@ -151,7 +151,7 @@ def _facts(run: RunReport) -> list[tuple[str, str]]:
         facts.append(("image passes", f"{summary['image_passes']:,}"))
     facts.append(("classes", str(len(run.classes))))
     if run.prototypes is not None:
-        facts.append(("prototypes", str(len(run.prototypes))))
+        facts.append(("prototypes", f"{len(run.prototypes):,}"))
     kind = "black-box baseline" if model.get("kind") == "baseline" else f"{model.get('similarity', '')} similarity"
     return [*facts, ("model", f"{model.get('backbone', '')}, {kind}".strip(", "))]
 
@@ -247,20 +247,23 @@ def _pictures(prototypes: pa.Table | None) -> list[dict[str, Any]]:
             "image": row["uri"].rsplit("/", 1)[-1],
             "similarity": row["self_similarity"],
             "source": "data:image/jpeg;base64," + base64.b64encode(_thumbnail(row["thumbnail"], side)).decode(),
-            "box": _box(row["activation_map"]),
+            "box": box,
         }
-        for row in rows
+        for row, box in zip(rows, _boxes([row["activation_map"] for row in rows]), strict=True)
     ]
 
 
-def _box(activation_map: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Where the prototype is on its image: left, top, width, height in per cent.
+def _boxes(activation_maps: Sequence[Sequence[Sequence[float]]]) -> list[dict[str, float]]:
+    """Where each prototype is on its image: left, top, width, height in per cent.
 
     The same box as the column `box`, which is in pixels of the source image and so can't be put on a thumbnail.
     """
-    map_1HW = torch.tensor(activation_map, dtype=torch.float32)[None]
-    top, left, bottom, right = 100 / _BOX_GRID * activation_boxes(map_1HW, _BOX_GRID)[0]
-    return {"left": left, "top": top, "width": right - left, "height": bottom - top}
+    maps_PHW = torch.tensor(activation_maps, dtype=torch.float32)
+    boxes_P4 = np.concatenate([activation_boxes(part_NHW, _BOX_GRID) for part_NHW in maps_PHW.split(256)])
+    return [
+        {"left": left, "top": top, "width": right - left, "height": bottom - top}
+        for top, left, bottom, right in (100 / _BOX_GRID * boxes_P4).tolist()
+    ]
 
 
 def _thumbnail(jpeg: bytes, side: int | None) -> bytes:

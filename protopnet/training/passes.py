@@ -114,7 +114,8 @@ def run_pass(rows: pa.Table, task: ImageTask, options: PassOptions) -> Iterator[
 
     Blocks end in any order: whatever reduces the outputs must not depend on it.
     """
-    for block in _execute(rows, task, options).iter_batches(batch_size=None, batch_format="pyarrow"):
+    blocks: Any = _execute(rows, task, options).iter_batches(batch_size=None, batch_format="pyarrow")
+    for block in blocks:
         for images, payload in zip(block["images"].to_pylist(), block["payload"], strict=True):
             yield images, from_bytes(payload.as_py())
 

@@ -17,9 +17,11 @@ from protopnet.cluster import plan_training
 from protopnet.datasets.open import open_dataset
 from protopnet.datasets.validate import check_dataset
 from protopnet.model.network import ProtoPNet
+from protopnet.predictor import Predictor
 from protopnet.tables import read_table, write_table
 from protopnet.training import push as push_step
-from protopnet.training.finish import evaluate_bundle, write_bundle
+from protopnet.training.describe import write_bundle
+from protopnet.training.evaluate import evaluate
 from protopnet.training.last_layer import optimise_last_layer
 from protopnet.training.progress import Stopwatch, listening
 from protopnet.training.run import Result, Run
@@ -242,13 +244,8 @@ def run_evaluate(run: Run, stage: Stage, state_in: str | None) -> Result:
     """The bundle, loaded anew, on the test images."""
     rows = run.dataset().split("test")
     run.reporter.begin(stage.name, len(rows))
-    metrics = evaluate_bundle(
-        storage.join(run.uri, "bundle"),
-        rows,
-        run.folder(stage),
-        options=run.options(),
-        on_images=run.counter(),
-    )
+    predictor = Predictor.load([storage.join(run.uri, "bundle")])
+    metrics = evaluate(predictor, rows, run.folder(stage), options=run.options(), on_images=run.counter())
     return {
         "test_accuracy": metrics["top1"],
         "test_top5": metrics["top5"],

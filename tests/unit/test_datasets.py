@@ -112,6 +112,8 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     fill(tmp_path / "train", 4)
     fill(tmp_path / "bus", 4, 50)
     assert scan(tmp_path).classes == ["bus", "train"]
+    fill(tmp_path / "train" / "details", 2, 80)
+    assert scan(tmp_path).classes == ["bus", "train"]
 
 
 def test_validation_is_cut_from_training_only_and_from_every_class(tmp_path: Path) -> None:

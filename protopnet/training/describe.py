@@ -1,12 +1,10 @@
-"""What makes a trained network a result: the bundle with the story of each prototype, and its evaluation.
+"""From a trained network to its bundle: where each prototype comes from, what it looks like, how active it is there.
 
-Both are passes. The first goes over the source images of the prototypes only; it encodes each again and refuses to
-write a bundle whose prototypes aren't the patches they claim to be.
+A pass over the source images of the prototypes only. It encodes each again, and refuses to write a bundle whose
+prototypes aren't the patches they claim to be.
 """
 
 import io
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from protopnet import __version__, imaging, storage
+from protopnet import __version__, imaging
 from protopnet.config import RunSettings
 from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import Dataset
 from protopnet.explain.boxes import activation_boxes, receptive_field_boxes, scale_boxes
-from protopnet.model.bundle import PROTOTYPE_SCHEMA, load_bundle, save_bundle
+from protopnet.model.bundle import PROTOTYPE_SCHEMA, save_bundle
 from protopnet.model.network import Baseline, ProtoPNet, placed
 from protopnet.model.prototypes import distance_maps, paired_distances, similarity
 from protopnet.model.receptive_field import receptive_field
-from protopnet.predictor import Predictor
-from protopnet.tables import write_table
-from protopnet.training.metrics import classification_metrics
 from protopnet.training.passes import PassOptions, run_pass
 
 THUMBNAIL_SIDE = 256
@@ -138,61 +133,3 @@ def write_bundle(
         "images": dataset.counts(),
     }
     return save_bundle(uri, network, settings.model, dataset.classes, provenance, prototypes)
-
-
-@dataclass
-class ScoreTask:
-    """`ImageTask`: the logits of bundles."""
-
-    predictor: Predictor
-
-    @property
-    def size(self) -> int:
-        return self.predictor.size
-
-    def to(self, device: torch.device) -> "ScoreTask":
-        self.predictor.to(device)
-        return self
-
-    def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
-        logits_BK = self.predictor.scores(images_B3HW).logits_BK.cpu().numpy()
-        column = pa.FixedSizeListArray.from_arrays(pa.array(logits_BK.reshape(-1), pa.float32()), logits_BK.shape[1])
-        return rows.select(["image_id", "uri", "label"]).append_column("logits", column)
-
-
-def evaluate_bundle(
-    bundle_uri: str,
-    rows: pa.Table,
-    output_uri: str,
-    *,
-    options: PassOptions,
-    on_images: Callable[[int], None] = lambda images: None,
-) -> dict[str, Any]:
-    """Score manifest rows (whose labels are the bundle's) with a bundle loaded from storage.
-
-    Writes `metrics.json` and `predictions.parquet` under `output_uri`; returns the metrics.
-    """
-    predictor = Predictor([load_bundle(bundle_uri)])
-    outputs = []
-    for images, output in run_pass(rows, ScoreTask(predictor), options):
-        outputs.append(output)
-        on_images(images)
-    table = pa.concat_tables(outputs).sort_by("image_id").combine_chunks()
-    logits_nK = table["logits"].chunk(0).flatten().to_numpy().reshape(len(table), -1)
-    metrics = classification_metrics(logits_nK, table["label"].to_numpy(), predictor.classes)
-    write_table(storage.join(output_uri, "predictions.parquet"), predictions(table, logits_nK, predictor.classes))
-    storage.write_bytes(storage.join(output_uri, "metrics.json"), (json.dumps(metrics, indent=1) + "\n").encode())
-    return metrics
-
-
-def predictions(table: pa.Table, logits_nK: np.ndarray, classes: list[str]) -> pa.Table:
-    """A row an image: what it is, what it was taken for, and how sure."""
-    predicted_n = logits_nK.argmax(1)
-    shifted_nK = np.exp(logits_nK - logits_nK.max(1, keepdims=True))
-    names = pa.array(classes)
-    return (
-        table.append_column("class_name", names.take(table["label"]))
-        .append_column("prediction", pa.array(predicted_n, pa.int32()))
-        .append_column("predicted_name", names.take(pa.array(predicted_n)))
-        .append_column("probability", pa.array((1 / shifted_nK.sum(1)).astype(np.float32)))
-    )

@@ -1,0 +1,76 @@
+"""How good a bundle is on labelled images.
+
+python jobs/evaluate.py runs/quickstart/bundle my-images
+python jobs/evaluate.py s3://bucket/runs/cub/bundle s3://bucket/shards/cub --split test --output evaluation/cub
+
+The data may be class folders, CUB-200-2011 in its official layout, or shards of jobs/prepare.py.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from protopnet import storage
+from protopnet.cli import Positional, parse
+from protopnet.cluster import connect, plan_pass
+from protopnet.config import BirdSettings, ComputeSettings, DataSettings, Section
+from protopnet.datasets.open import open_dataset, recognise
+from protopnet.datasets.validate import check_bad_share
+from protopnet.errors import exit_with_a_sentence
+from protopnet.predictor import Predictor
+from protopnet.training.evaluate import evaluate, with_labels_of
+from protopnet.training.passes import PassOptions
+
+
+class EvaluateSettings(Section):
+    """Settings of `jobs/evaluate.py`."""
+
+    bundle: Positional[str] = Field(description="folder of the bundle: a local path or s3://…")
+    data: Positional[str] = Field(description="folder of the images or shards: a local path or s3://…")
+    split: Literal["test", "validation", "train", "all"] | None = Field(
+        None, description="images to evaluate on; test where the data has a test split, else all, when left out"
+    )
+    output: str = Field("evaluation", description="folder for metrics.json and predictions.parquet")
+    classes: int | list[str] | None = Field(None, description="only the first N classes, or only the classes named")
+    crop: Literal["boxes", "none"] = Field("boxes", description="for CUB: crop to bounding boxes, or full images")
+    batch_size: int = Field(64, ge=1, description="images a forward pass")
+    max_bad: float = Field(0.05, ge=0, le=1, description="largest share of images that can't be read")
+    seed: int = Field(0, ge=0, description="seed of the splits, where the data has none of its own")
+    compute: ComputeSettings = ComputeSettings()
+
+
+class _Source(Section):
+    data: DataSettings
+    birds: BirdSettings = BirdSettings()
+    seed: int
+
+
+@exit_with_a_sentence
+def main() -> None:
+    settings = parse(EvaluateSettings, description=__doc__)
+    storage.check_writable(settings.output, "output")
+    predictor = Predictor.load([settings.bundle])
+    data = DataSettings(
+        source=recognise(settings.data),
+        path=settings.data,
+        classes=settings.classes,
+        crop=settings.crop,
+        validation=0,
+        test=0,
+    )
+    dataset = open_dataset(_Source(data=data, seed=settings.seed), settings.output)
+    check_bad_share(settings.data, dataset.table.num_rows, dataset.errors, settings.max_bad)
+    split = settings.split or ("test" if len(dataset.split("test")) else "all")
+    rows = with_labels_of(predictor.classes, dataset, split)
+    connect(settings.compute)
+    options = PassOptions(plan=plan_pass(settings.compute), batch_size=settings.batch_size)
+    metrics = evaluate(predictor, rows, settings.output, options=options)
+    print(f"{metrics['images']:,} images ({split}), {len(predictor.classes)} classes")
+    for name, key in (("top-1", "top1"), ("top-5", "top5"), ("mean per class", "mean_per_class")):
+        print(f"{name:<18} {100 * metrics[key]:.1f} %")
+    print(f"calibration error  {100 * metrics['calibration_error']:.1f} %")
+    print(f"metrics and predictions: {storage.located(settings.output)}")
+
+
+if __name__ == "__main__":
+    main()

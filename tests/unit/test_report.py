@@ -1,0 +1,217 @@
+"""The report: everything in one file, for every kind of run, with nothing a name could break."""
+
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from protopnet.config import RunSettings
+from protopnet.explain import charts
+from protopnet.explain.report import RunReport, StageReport, duration, flatten, readable_names, write_report
+from protopnet.model.bundle import PROTOTYPE_SCHEMA
+
+TERMS = ("total", "cross_entropy", "cluster", "separation", "l1", "accuracy", "validation_accuracy")
+
+
+def jpeg(width: int = 120, height: int = 80) -> bytes:
+    sink = io.BytesIO()
+    Image.new("RGB", (width, height), "seagreen").save(sink, "JPEG")
+    return sink.getvalue()
+
+
+def prototypes(classes: list[str], each: int = 2) -> pa.Table:
+    peak = np.zeros((7, 7))
+    peak[1, 5] = 9.0  # top right
+    rows = [
+        {
+            "prototype": label * each + number,
+            "class": label,
+            "class_name": name,
+            "image_id": label,
+            "uri": f"s3://bucket/{name}/{number}.jpg",
+            "sha256": "",
+            "row": 1,
+            "column": 5,
+            "box": [0, 0, 1, 1],
+            "receptive_field": [0, 0, 1, 1],
+            "self_similarity": 9.0,
+            "activation_map": peak.tolist(),
+            "thumbnail": jpeg(),
+        }
+        for label, name in enumerate(classes)
+        for number in range(each)
+    ]
+    return pa.Table.from_pylist(rows, PROTOTYPE_SCHEMA)
+
+
+def metrics(stage: str, epochs: range, names: tuple[str, ...] = TERMS) -> list[dict]:
+    return [{"stage": stage, "epoch": e, "step": e, "name": n, "value": 1 / (e + 2)} for e in epochs for n in names]
+
+
+def report(classes: list[str], **changes: object) -> str:
+    confusion = 8 * np.eye(len(classes), dtype=int)
+    confusion[0, 1:] = 1
+    values = {
+        "settings": RunSettings(name="finches").model_dump(mode="json"),
+        "stages": [
+            StageReport("02-joint", 200.0, 0.9, 0.91),
+            StageReport("03-push", 7.0, 0.8, 0.81),
+            StageReport("04-last-layer", 5.0, 0.92, 0.93),
+        ],
+        "metrics": metrics("02-joint", range(4)),
+        "classes": classes,
+        "bundle": "runs/finches/bundle",
+        "summary": {"test_accuracy": 0.93, "seconds": 215.0, "versions": {"torch": "2.15"}},
+        "confusion": confusion,
+        "prototypes": prototypes(classes),
+    }
+    return write_report(RunReport(**(values | changes)))  # type: ignore[arg-type]
+
+
+class Page(HTMLParser):
+    """Tags that are opened and closed, and what the page would fetch."""
+
+    EMPTY = ("meta", "img", "input", "rect", "path", "use", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.count: dict[str, int] = {}
+        self.fetched: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.count[tag] = self.count.get(tag, 0) + 1
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href") and value and not value.startswith(("#", "data:image/jpeg")):
+                self.fetched.append(value)
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in self.EMPTY:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.EMPTY:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_one_file_that_fetches_nothing_says_everything() -> None:
+    text = report(["robin", "wren", "siskin"])
+    page = Page(text)
+    assert page.fetched == []
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)  # only references inside the charts
+    for said in (
+        "finches",
+        "93.0 %",
+        "3 min 35 s",
+        "runs/finches/bundle",
+        "Push prototypes",
+        "siskin",
+        "model.backbone",
+    ):
+        assert said in page.text
+    assert page.count["img"] == 6
+    assert page.count["figure"] == 6  # accuracy and five loss terms
+
+
+def test_colours_of_the_charts_follow_the_page() -> None:
+    text = report(["robin", "wren"])
+    assert "var(--series-1)" in text
+    assert not re.search(r"#0[123]0[123]0[1234]\b", text)
+
+
+def test_the_box_lies_where_the_activation_is() -> None:
+    box = re.search(
+        r'<i style="left:([\d.]+)%;top:([\d.]+)%;width:([\d.]+)%;height:([\d.]+)%', report(["robin", "wren"])
+    )
+    assert box is not None
+    left, top, width, height = map(float, box.groups())
+    assert left < 100 * 5.5 / 7 < left + width
+    assert top < 100 * 1.5 / 7 < top + height
+    assert max(width, height) < 40
+
+
+def test_a_push_is_marked_at_the_epoch_it_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    marked: list[list[float]] = []
+    draw = charts.curves_chart
+    monkeypatch.setattr(
+        charts, "curves_chart", lambda curves, pushes, **rest: marked.append(pushes) or draw(curves, pushes, **rest)
+    )
+    stages = [StageReport(name, 1.0) for name in ("02-joint", "03-push", "04-last-layer", "05-joint", "06-push")]
+    report(["robin", "wren"], stages=stages, metrics=metrics("02-joint", range(6)) + metrics("05-joint", range(6, 10)))
+    assert marked[0] == [6, 10]
+
+
+def test_a_baseline_has_no_prototypes() -> None:
+    settings = RunSettings.model_validate({"model": {"kind": "baseline"}}).model_dump(mode="json")
+    rows = metrics("02-joint", range(3), ("total", "cross_entropy", "accuracy"))
+    page = Page(report(["robin", "wren"], prototypes=None, settings=settings, metrics=rows))
+    assert "img" not in page.count
+    assert page.count["figure"] == 3
+    assert "black-box baseline" in page.text
+
+
+def test_a_run_with_hardly_anything_still_has_a_report() -> None:
+    page = Page(report(["robin", "wren"], prototypes=None, confusion=None, metrics=[], stages=[], summary={}))
+    assert "No epoch was trained" in page.text
+
+
+def test_names_are_text_not_markup() -> None:
+    text = report(["<script>alert(1)</script>", 'quo"te & co', "wren"])
+    assert "<script>alert" not in text
+    assert 'quo"te & co' in Page(text).text
+
+
+def test_many_classes_are_folded_and_their_pictures_small() -> None:
+    classes = [f"{number:03d}.Kind_of_bird_{number}" for number in range(210)]
+    text = report(classes, prototypes=prototypes(classes))
+    page = Page(text)
+    assert page.count["details"] == 211
+    assert "<details open" not in text
+    assert page.count["img"] == 420
+    assert len(text) < 2_000_000
+
+
+def test_a_confusion_matrix_counts_where_it_is_small_and_tells_on_pointing_where_not() -> None:
+    small = charts.confusion_chart(np.array([[3, 1], [0, 4]]), ["robin", "wren"])
+    assert small.count('class="count') == 3
+    assert "robin: 1 of 4 taken for wren" in small
+    large = charts.confusion_chart(np.eye(200, dtype=int), [str(number) for number in range(200)])
+    assert large.count("<title>") == 201
+    assert 'class="count' not in large
+
+
+def test_the_commonest_mistakes_come_first() -> None:
+    confusion = np.array([[5, 2, 0], [0, 9, 0], [1, 4, 3]])
+    pairs = charts.most_confused(confusion, ["a", "b", "c"])
+    assert [(pair["true"], pair["predicted"], pair["count"], pair["of"]) for pair in pairs] == [
+        ("c", "b", 4, 8),
+        ("a", "b", 2, 7),
+        ("c", "a", 1, 8),
+    ]
+
+
+def test_words() -> None:
+    assert [duration(s) for s in (0.04, 8.24, 59.97, 215, 7502)] == [
+        "0.0 s",
+        "8.2 s",
+        "1 min 0 s",
+        "3 min 35 s",
+        "2 h 5 min",
+    ]
+    assert readable_names(["001.Black_footed_Albatross", "7", "a_b"]) == ["Black footed Albatross", "7", "a b"]
+    assert readable_names(["1.wren", "2.wren"]) == ["1.wren", "2.wren"]
+    assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": 2}) == [("a.b", 1), ("a.c.d", None), ("e", 2)]
