@@ -4,13 +4,11 @@ One `fit()` a stage, whatever its number of epochs: entering one costs ten secon
 loop below is plain PyTorch. It checkpoints after every epoch; all that is drawn is drawn from (seed, epoch), so
 an epoch that is run again after a failure is the same epoch.
 
-Legend: B images of this worker's batch, K classes.
+Legend: B images of a batch, K classes.
 """
 
-import contextlib
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +24,16 @@ from torch import nn
 
 from protopnet import imaging, storage
 from protopnet.cluster import TrainPlan
-from protopnet.config import RunSettings, TrainSettings
+from protopnet.config import RunSettings
 from protopnet.datasets.loader import TrainLoader
 from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
-from protopnet.model.losses import baseline_loss, prototype_loss
-from protopnet.model.network import Baseline, Phase, build_network, placed, set_phase
+from protopnet.model.network import Phase, build_network, placed, set_phase
 from protopnet.training.optimiser import build_optimiser, set_learning_rates
 from protopnet.training.schedule import Epochs
 from protopnet.training.state import load_state, save_state
+from protopnet.training.step import mixed_precision, train_step
 
 REPORT_SECONDS = 0.5  # between two messages about running steps
 
@@ -128,7 +126,6 @@ class _Worker:
         self.network = build_network(self.settings.model, len(self.dataset.classes), start_weights=False)
         self.network.load_state_dict(load_state(config["state_in"]))
         placed(self.network, self.device)
-        self.autocast = _autocast(self.settings.train, self.device)
         self.phase: Phase = "eval"
         self.summary: dict[str, Any] = {"images": 0, "seconds": 0.0}
         self.loader = TrainLoader(
@@ -172,32 +169,18 @@ class _Worker:
         sums: dict[str, torch.Tensor] = {}
         seen, told = 0, time.monotonic()
         joint_epochs = self.epochs.total - self.epochs.warm
-        for step, (pixels_BHWC, labels_B) in enumerate(self.loader.epoch(epoch)):
+        for step, batch in enumerate(self.loader.epoch(epoch)):
             joint_epoch = epoch - self.epochs.warm + step / len(self.loader)
             set_learning_rates(self.optimiser, self.settings.train, joint_epoch, joint_epochs)
-            terms = self.step(pixels_BHWC, labels_B)
-            seen += len(labels_B)
+            terms = train_step(self.model, self.network, self.optimiser, batch, self.settings.train)
+            images = len(batch[1])
+            seen += images
             for name, value in terms.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach() * len(labels_B)
+                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach() * images
             if self.rank == 0 and time.monotonic() - told > REPORT_SECONDS:
                 told = time.monotonic()
                 self.events.put.remote({"kind": "step", "epoch": epoch, "images": seen * self.world})
         return {name: float(value) / max(1, seen) for name, value in sums.items()}
-
-    def step(self, pixels_BHWC: torch.Tensor, labels_B: torch.Tensor) -> dict[str, torch.Tensor]:
-        images_B3HW = imaging.normalise(pixels_BHWC.to(self.device, non_blocking=True))
-        labels_B = labels_B.to(self.device, non_blocking=True)
-        with self.autocast():
-            output = self.model(images_B3HW)
-        if isinstance(self.network, Baseline):
-            terms = baseline_loss(output, labels_B, self.settings.train)
-        else:
-            terms = prototype_loss(output, labels_B, self.network, self.settings.train)
-        self.optimiser.zero_grad(set_to_none=True)
-        terms["total"].backward()
-        self.optimiser.step()
-        terms["accuracy"] = (output.logits_BK.argmax(1) == labels_B).float().mean()
-        return terms
 
     @torch.inference_mode()
     def accuracy(self, split: str) -> float | None:
@@ -210,7 +193,7 @@ class _Worker:
         hits = torch.zeros(1, device=self.device)
         for start in range(0, len(own), self.settings.push.batch_size):
             batch = own.slice(start, self.settings.push.batch_size)
-            with self.autocast():
+            with mixed_precision(self.settings.train, self.device):
                 logits_BK = self.network(imaging.normalise(self._pixels(batch).to(self.device))).logits_BK
             labels_B = torch.from_numpy(batch["label"].to_numpy().copy()).to(self.device)
             hits += (logits_BK.argmax(1) == labels_B).sum()
@@ -253,16 +236,3 @@ class _Worker:
 def per_worker_batch(batch_size: int, world: int) -> int:
     """The batch size is over all workers together; each takes its share."""
     return max(1, batch_size // world)
-
-
-def _autocast(train: TrainSettings, device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:
-    """bf16 for backbone and add-on layers where the hardware multiplies bf16 itself; else nothing."""
-    if train.precision == "bf16" or (train.precision == "auto" and has_fast_bf16(device)):
-        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
