@@ -63,9 +63,7 @@ def images_per_second(workers: int, settings: RunSettings, folder: Path) -> floa
 
 
 def main() -> None:
-    arguments = arguments_of(
-        __doc__, backbone="resnet18", classes=10, size=224, batch=80, copies=4, epochs=4, rounds=2
-    )
+    arguments = arguments_of(__doc__, backbone="resnet18", classes=10, size=224, batch=80, copies=4, epochs=4, rounds=2)
     settings = settings_of(arguments)
     connect(settings.compute)
     with tempfile.TemporaryDirectory() as name:

@@ -5,7 +5,6 @@
 """
 
 from protopnet.cli import parse
-from protopnet.cluster import connect
 from protopnet.config import RunSettings
 from protopnet.errors import exit_with_a_sentence
 from protopnet.training.progress import make_reporter
@@ -18,7 +17,6 @@ from protopnet.training.summary import conclude
 def main() -> None:
     settings = parse(RunSettings, description=__doc__)
     run = Run(settings, make_reporter())
-    connect(settings.compute)
     try:
         execute(run)
     finally:

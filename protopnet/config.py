@@ -45,7 +45,10 @@ class DataSettings(Section):
         50_000_000, ge=1, description="images with more pixels than this are refused (decompression bombs)"
     )
     workers: int | None = Field(
-        None, ge=0, description="processes that decode images beside each training worker; chosen when left out"
+        None,
+        ge=0,
+        description="processes that decode images beside each training worker; "
+        "threads of the worker itself when left out or 0",
     )
 
 

@@ -94,11 +94,13 @@ def load(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 def normalise(pixels_BHWC: "torch.Tensor") -> "torch.Tensor":
     """uint8 B×H×W×3 to float32 B×3×H×W in channels-last order, with ImageNet's mean and deviation."""
-    # The permuted tensor already lies in memory as channels_last wants it; float() keeps that order.
-    x_B3HW = pixels_BHWC.contiguous().permute(0, 3, 1, 2).float()
-    mean = x_B3HW.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
-    std = x_B3HW.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
-    return x_B3HW.sub_(mean * 255).div_(std * 255)
+    B, H, W, _ = pixels_BHWC.shape
+    # Whole rows of W*3 numbers at a time, several times faster than three by three on a CPU.
+    x_BHR = pixels_BHWC.reshape(B, H, W * 3).float()
+    mean_R = (x_BHR.new_tensor(IMAGENET_MEAN) * 255).repeat(W)
+    std_R = (x_BHR.new_tensor(IMAGENET_STD) * 255).repeat(W)
+    # Permuted, it lies in memory as channels_last wants it.
+    return x_BHR.sub_(mean_R).div_(std_R).view(B, H, W, 3).permute(0, 3, 1, 2)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -126,7 +126,7 @@ class _Pictures(Dataset["Batch | _Failed"]):
             try:
                 images[index] = self._decode(index, data)
             except imaging.BadImage as bad:
-                return _Failed(_changed(self.uris[int(index)].as_py(), bad.reason))
+                return _Failed(changed(self.uris[int(index)].as_py(), bad.reason))
         for row, (copy, index) in enumerate(zip(key.copies, key.indices, strict=True)):
             pixels_BHWC[row] = self._augmented(images[index], index, (self.seed, key.epoch, copy))
         labels_B = self.labels[key.indices].astype(np.int64)
@@ -222,7 +222,8 @@ def _checked(batch: Batch | _Failed | list[torch.Tensor]) -> Batch:
     return pixels_BHWC, labels_B
 
 
-def _changed(uri: str, reason: str) -> str:
+def changed(uri: str, reason: str) -> str:
+    """What to tell the user of an image that was fine when the dataset was scanned and no longer is."""
     return (
         f"{uri}: {reason}; the image was in order when the dataset was scanned: "
         "put it back, or start a run under another name, which scans anew"

@@ -43,9 +43,12 @@ class SimilarityTask:
         return rows.select(["image_id", "label", "split"]).append_column("similarities", column)
 
 
-@ray.remote
+@ray.remote(max_restarts=3, max_task_retries=3)
 class RowStore:
-    """The similarity rows of one node: training rows as a `RowBlock`, the others for evaluation."""
+    """The similarity rows of one node: training rows as a `RowBlock`, the others for evaluation.
+
+    Its methods change nothing, so a lost process is replaced and asked again.
+    """
 
     def __init__(self, blocks: list[ray.ObjectRef], num_classes: int):
         table = pa.concat_tables([unpack(block) for block in ray.get(blocks)])

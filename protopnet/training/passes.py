@@ -20,7 +20,9 @@ from protopnet import imaging
 from protopnet.cluster import PassPlan
 from protopnet.config import AugmentSettings
 from protopnet.datasets import augment
+from protopnet.datasets.loader import changed
 from protopnet.datasets.reader import ImageReader
+from protopnet.errors import UserError
 from protopnet.model.prototypes import true_float32
 from protopnet.tables import from_bytes, to_bytes
 
@@ -28,6 +30,7 @@ from protopnet.tables import from_bytes, to_bytes
 # enough that Ray's cost per unit (some 10 ms) doesn't show.
 MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 128, 2048
 PLAIN = -1  # the value of column `copy` that stands for the image without augmentation
+_USED_OF_ROW = ("uri", "image_id", "copy", "width", "height")
 
 
 class ImageTask(Protocol):
@@ -69,9 +72,11 @@ class _ImageActor:
         self.decoders = ThreadPoolExecutor(max(2, options.plan.threads))
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        results = [self._forward(rows, pixels) for rows, pixels in self._batches(block)]
-        output = pa.concat_tables(results)
-        return pa.table({"images": [len(block)], "payload": pa.array([to_bytes(output)], pa.large_binary())})
+        try:
+            results = [self._forward(rows, pixels) for rows, pixels in self._batches(block)]
+            return _envelope(len(block), to_bytes(pa.concat_tables(results)), None)
+        except UserError as error:  # goes back as a value: Ray would wrap an exception in stories of its own
+            return _envelope(len(block), b"", str(error))
 
     def _batches(self, block: pa.Table) -> Iterator[tuple[pa.Table, np.ndarray]]:
         """Batches with their pixels; the next batch is decoded while the caller works on the present one."""
@@ -85,13 +90,11 @@ class _ImageActor:
             yield rows, pixels
 
     def _decode(self, rows: pa.Table) -> list[Any]:
-        encoded = self.reader.read(rows, np.arange(len(rows)))
-        plain = "copy" not in rows.column_names
-        copies = [PLAIN] * len(rows) if plain else rows["copy"].to_pylist()
-        ids = rows["image_id"].to_pylist()
+        encoded = self.reader.read_each(rows, np.arange(len(rows)))
+        known = rows.select([name for name in _USED_OF_ROW if name in rows.column_names]).to_pylist()
         return [
-            self.decoders.submit(_pixels, data, image_id, copy, self.task.size, self.options)
-            for data, image_id, copy in zip(encoded, ids, copies, strict=True)
+            self.decoders.submit(_pixels, data, row, self.task.size, self.options)
+            for data, row in zip(encoded, known, strict=True)
         ]
 
     def _forward(self, rows: pa.Table, pixels_BHWC: np.ndarray) -> pa.Table:
@@ -101,28 +104,60 @@ class _ImageActor:
             return self.task(images_B3HW, rows)
 
 
-def _pixels(data: bytes, image_id: int, copy: int, size: int, options: PassOptions) -> np.ndarray:
-    if copy == PLAIN or options.augment is None:
-        return imaging.load(data, size, options.max_pixels)
-    image = imaging.decode(data, max_pixels=options.max_pixels, at_least=size)
-    random = np.random.default_rng((options.seed, copy, image_id))
-    return augment.apply(image, augment.draw(options.augment, *image.size, random), size)
+def _envelope(images: int, payload: bytes, error: str | None) -> pa.Table:
+    return pa.table(
+        {"images": [images], "payload": pa.array([payload], pa.large_binary()), "error": pa.array([error], pa.string())}
+    )
+
+
+def _pixels(data: bytes | imaging.BadImage, row: dict[str, Any], size: int, options: PassOptions) -> np.ndarray:
+    """Pixels of one image; `UserError` if it can't be read any more."""
+    copy = row.get("copy", PLAIN)
+    try:
+        if isinstance(data, imaging.BadImage):
+            raise data
+        if copy == PLAIN or options.augment is None:
+            return imaging.load(data, size, options.max_pixels)
+        image = imaging.decode(data, max_pixels=options.max_pixels, at_least=size)
+    except imaging.BadImage as bad:
+        raise UserError(changed(row["uri"], bad.reason)) from bad
+    random = np.random.default_rng((options.seed, copy, row["image_id"]))
+    return augment.apply(image, augment.draw(options.augment, row["width"], row["height"], random), size)
 
 
 def run_pass(rows: pa.Table, task: ImageTask, options: PassOptions) -> Iterator[tuple[int, pa.Table]]:
     """Run the task over the rows of a manifest; yields (images done, output rows) of each block as it ends.
 
-    Blocks end in any order: whatever reduces the outputs must not depend on it.
+    Blocks end in any order: whatever reduces the outputs must not depend on it. `UserError` if an image can't be
+    read any more.
     """
     blocks: Any = _execute(rows, task, options).iter_batches(batch_size=None, batch_format="pyarrow")
     for block in blocks:
+        _raise_error_in(block)
         for images, payload in zip(block["images"].to_pylist(), block["payload"], strict=True):
             yield images, from_bytes(payload.as_py())
 
 
 def run_pass_in_place(rows: pa.Table, task: ImageTask, options: PassOptions) -> list[ray.ObjectRef]:
-    """Run the task and leave the outputs where they were computed: references to blocks for `unpack`."""
-    return _execute(rows, task, options).materialize().to_arrow_refs()
+    """Run the task and leave the outputs where they were computed: references to blocks for `unpack`.
+
+    Errors: as `run_pass`.
+    """
+    blocks = _execute(rows, task, options).materialize().to_arrow_refs()
+    for errors in ray.get([_errors_in.remote(block) for block in blocks]):
+        _raise_error_in(errors)
+    return blocks
+
+
+@ray.remote(num_cpus=0)
+def _errors_in(block: pa.Table) -> pa.Table:
+    return block.select(["error"])
+
+
+def _raise_error_in(block: pa.Table) -> None:
+    for error in block["error"].to_pylist():
+        if error is not None:
+            raise UserError(error)
 
 
 def unpack(block: pa.Table) -> pa.Table:

@@ -8,10 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import ray
+from ray.exceptions import RayActorError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -95,9 +96,9 @@ class LineReporter:
         pass
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1)
 class EventLog:
-    """Messages from workers to the driver, in order."""
+    """Messages from workers to the driver, in order. A lost process costs the messages it held, nothing else."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
@@ -117,8 +118,9 @@ def listening(on_message: Callable[[dict[str, Any]], None]) -> Iterator[ray.acto
     stop = threading.Event()
 
     def deliver() -> None:
-        for message in ray.get(log.drain.remote()):
-            on_message(message)
+        with suppress(RayActorError):
+            for message in ray.get(log.drain.remote()):
+                on_message(message)
 
     def poll() -> None:
         while not stop.wait(POLL_SECONDS):

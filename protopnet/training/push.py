@@ -2,27 +2,26 @@
 
 A Ray Data map-reduce over the un-augmented training images. Candidates carry their patch with them, so the reduce
 needs no second look at the images, but for near-ties: forward passes in batches of different sizes differ in the
-last bits of a float, and where that could decide, the images are encoded again one at a time and compared in
-float64. That makes the choice the same for any number of shards, workers and any batch size.
+last bits of a float, and where that could decide, the images are encoded again one at a time. That makes the choice
+the same for any number of shards, workers and any batch size.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from protopnet.explain.nearest import CANDIDATE_SCHEMA, local_nearest, merge_nearest
+from protopnet.errors import UserError
+from protopnet.explain.nearest import CANDIDATE_SCHEMA, local_nearest, merge_nearest, rounding, vector_column
 from protopnet.model.network import ProtoPNet, placed
 from protopnet.model.prototypes import paired_distances
 from protopnet.training.passes import PassOptions, run_pass
 
-# Distances closer than this may be two float32 roundings of one number. The latent map lies in (0, 1); its
-# rounding error is some 1e-6 a channel on the worst backbone, so a squared distance d moves by about 1e-5 * sqrt(d).
-TIE_ABSOLUTE, TIE_RELATIVE = 2e-6, 1e-5
-SPARE_CANDIDATES = 3  # beyond those needed, so that a near-tie at the end of the list is seen whole
+# Candidates as near as the last one needed, kept beside it: as many copies of an image there may be in a class.
+SPARE_CANDIDATES = 64
 
 
 @dataclass
@@ -34,6 +33,7 @@ class NearestTask:
     k: int
     own_class: bool = True
     one_per_image: bool = False
+    spare: int = 0
 
     def to(self, device: torch.device) -> "NearestTask":
         placed(self.network, device)
@@ -50,6 +50,7 @@ class NearestTask:
             self.k,
             prototype_class_P=network.prototype_class.cpu().numpy() if self.own_class else None,
             one_per_image=self.one_per_image,
+            spare=self.spare,
         )
 
 
@@ -78,15 +79,17 @@ def push(
 
     `distinct`: no two prototypes of a class on the same patch; the earlier prototype chooses first.
     """
-    k = candidates_needed(network.prototype_class.cpu().numpy(), distinct)
+    prototype_class_P = network.prototype_class.cpu().numpy()
+    k = candidates_needed(prototype_class_P, distinct)
     best = CANDIDATE_SCHEMA.empty_table()
-    for images, candidates in run_pass(rows, NearestTask(network, size, k), options):
-        best = merge_nearest([best, candidates], k)
+    for images, candidates in run_pass(rows, NearestTask(network, size, k, spare=SPARE_CANDIDATES), options):
+        best = merge_nearest([best, candidates], k, SPARE_CANDIDATES)
         on_images(images)
-    doubtful = doubtful_images(best, distinct)
+    _check_all_found(best, len(prototype_class_P))
+    doubtful = doubtful_images(best)
     if len(doubtful):
         best = _refine(network, rows, best, doubtful, size, options)
-    return PushResult(choose(best, network.prototype_class.cpu().numpy(), distinct), len(doubtful))
+    return PushResult(choose(best, prototype_class_P, distinct), len(doubtful))
 
 
 def apply_push(network: ProtoPNet, result: PushResult) -> None:
@@ -97,23 +100,24 @@ def apply_push(network: ProtoPNet, result: PushResult) -> None:
 
 def candidates_needed(prototype_class_P: np.ndarray, distinct: bool) -> int:
     """How many candidates a prototype must keep: another of its class can take at most one patch each."""
-    return (int(np.bincount(prototype_class_P).max()) if distinct else 1) + SPARE_CANDIDATES
+    return int(np.bincount(prototype_class_P).max()) if distinct else 1
 
 
-def doubtful_images(best: pa.Table, distinct: bool) -> np.ndarray:
+def doubtful_images(best: pa.Table) -> np.ndarray:
     """Ids of the images between which rounding could decide; empty where every choice is clear."""
     prototype, distance = best["prototype"].to_numpy(), best["distance"].to_numpy()
     ids = best["image_id"].to_numpy()
-    close = (prototype[1:] == prototype[:-1]) & (
-        distance[1:] - distance[:-1] <= TIE_ABSOLUTE + TIE_RELATIVE * np.sqrt(np.abs(distance[:-1]))
-    )
-    if not distinct:  # only ties with the winner matter: a run of close candidates from the first one on
-        starts = np.r_[True, prototype[1:] != prototype[:-1]]
-        run = np.zeros(len(prototype), dtype=bool)
-        for i in range(1, len(prototype)):
-            run[i] = close[i - 1] and (starts[i - 1] or run[i - 1])
-        close = run[1:]
+    close = (prototype[1:] == prototype[:-1]) & (distance[1:] - distance[:-1] <= rounding(distance[:-1]))
     return np.unique(np.r_[ids[1:][close], ids[:-1][close]])
+
+
+def _check_all_found(best: pa.Table, count: int) -> None:
+    missing = np.setdiff1d(np.arange(count), best["prototype"].to_numpy())
+    if len(missing):
+        raise UserError(
+            f"no patch can be found for prototype {missing[0]}: its class has no training image, or training has "
+            "diverged (a network with numbers that aren't finite): lower the learning rates train.lr_*"
+        )
 
 
 def choose(best: pa.Table, prototype_class_P: np.ndarray, distinct: bool) -> pa.Table:
@@ -137,9 +141,10 @@ def choose(best: pa.Table, prototype_class_P: np.ndarray, distinct: bool) -> pa.
 def _refine(
     network: ProtoPNet, rows: pa.Table, best: pa.Table, doubtful: np.ndarray, size: int, options: PassOptions
 ) -> pa.Table:
-    """The candidates again, with the distances of doubtful images computed one image at a time, in float64."""
+    """The candidates again, those on doubtful images from maps computed one image at a time, by one thread: the
+    last bits of a map depend on the threads as well."""
     task = ExactTask(network, size, best.filter(_is_in(best["image_id"], doubtful)))
-    single = PassOptions(plan=options.plan, batch_size=1, max_pixels=options.max_pixels)
+    single = replace(options, plan=replace(options.plan, threads=1), batch_size=1)
     images = rows.filter(_is_in(rows["image_id"], doubtful))
     exact = [output for _, output in run_pass(images, task, single)]
     clear = best.filter(pc.invert(_is_in(best["image_id"], doubtful)))
@@ -174,9 +179,8 @@ def exact_candidates(
         cells = zip(own["row"].to_pylist(), own["column"].to_pylist(), strict=True)
         patches_nDhw = torch.stack([latent_DHW[:, row : row + h, column : column + w] for row, column in cells])
         distance = paired_distances(patches_nDhw, network.prototypes[own["prototype"].to_pylist()], network.kind)
-        vectors = pa.array(list(patches_nDhw.flatten(1).cpu().numpy()), pa.list_(pa.float32()))
         own = own.set_column(1, "distance", pa.array(distance.cpu().numpy()))
-        tables.append(own.set_column(6, "vector", vectors))
+        tables.append(own.set_column(6, "vector", vector_column(patches_nDhw.flatten(1))))
     return pa.concat_tables(tables)
 
 

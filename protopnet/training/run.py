@@ -52,10 +52,13 @@ class Run:
         return storage.join(self.folder(stage), "network.safetensors")
 
     def _claim_folder(self) -> None:
-        """Write the resolved settings, or refuse a folder that was begun with others."""
+        """Write the resolved settings, or refuse a folder that was begun with others.
+
+        Until the first stage is complete there is nothing to protect, and a setting that was refused can be put right.
+        """
         path = storage.join(self.uri, "config.yaml")
         resolved = self.settings.model_dump(mode="json")
-        if not storage.exists(path):
+        if not storage.exists(path) or not storage.exists(storage.join(self.dataset_uri, "result.json")):
             storage.write_bytes(path, yaml.safe_dump(resolved, sort_keys=False).encode())
             return
         before = yaml.safe_load(storage.read_bytes(path))

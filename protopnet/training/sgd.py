@@ -25,7 +25,7 @@ from torch import nn
 from protopnet import imaging, storage
 from protopnet.cluster import TrainPlan
 from protopnet.config import RunSettings
-from protopnet.datasets.loader import TrainLoader
+from protopnet.datasets.loader import TrainLoader, changed
 from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
@@ -161,7 +161,12 @@ class _Worker:
                 self.optimiser.load_state_dict(self._restored_optimiser)
                 self._restored_optimiser = None
             # Wrapped anew for each phase: DDP fixes at the start which parameters it averages.
-            self.model = self.network if self.world == 1 else nn.parallel.DistributedDataParallel(self.network)
+            # Gradients are views of its buckets: one copy of all parameters less a step.
+            self.model = (
+                self.network
+                if self.world == 1
+                else nn.parallel.DistributedDataParallel(self.network, gradient_as_bucket_view=True)
+            )
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """One epoch; returns the mean of each loss term over this worker's images."""
@@ -202,9 +207,17 @@ class _Worker:
         return float(hits) / len(rows)
 
     def _pixels(self, rows: pa.Table) -> torch.Tensor:
-        encoded = ImageReader().read(rows, np.arange(len(rows)))
-        size, most = self.settings.model.image_size, self.settings.data.max_pixels
-        return torch.from_numpy(np.stack([imaging.load(data, size, most) for data in encoded]))
+        """The images without augmentation; `UserError` for one that can't be read any more."""
+        encoded, uris = ImageReader().read_each(rows, np.arange(len(rows))), rows["uri"].to_pylist()
+        return torch.from_numpy(np.stack([self._load(*image) for image in zip(encoded, uris, strict=True)]))
+
+    def _load(self, data: bytes | imaging.BadImage, uri: str) -> np.ndarray:
+        try:
+            if isinstance(data, imaging.BadImage):
+                raise data
+            return imaging.load(data, self.settings.model.image_size, self.settings.data.max_pixels)
+        except imaging.BadImage as bad:
+            raise UserError(changed(uri, bad.reason)) from bad
 
     def save(self, state_out: str) -> None:
         if self.rank == 0:

@@ -13,10 +13,11 @@ import pyarrow as pa
 import torch
 
 from protopnet import storage
-from protopnet.cluster import plan_training
+from protopnet.cluster import connect, plan_training
+from protopnet.config import RunSettings
 from protopnet.datasets.open import open_dataset
 from protopnet.datasets.validate import check_dataset
-from protopnet.model.network import ProtoPNet
+from protopnet.model.network import ProtoPNet, build_network
 from protopnet.predictor import Predictor
 from protopnet.tables import read_table, write_table
 from protopnet.training import push as push_step
@@ -39,7 +40,11 @@ from protopnet.training.state import save_state
 
 
 def execute(run: Run) -> dict[str, Result]:
-    """Bring a run to its end from wherever it is; returns the result of each stage by name, in order."""
+    """Bring a run to its end from wherever it is; returns the result of each stage by name, in order.
+
+    Connects to Ray when the first stage needs it: after the images were read and the model was built, so that what is
+    wrong with them is said at once, and not at all for a run that is complete.
+    """
     state = None
     for stage in before_training(run.settings):
         _complete(run, stage, state)
@@ -68,6 +73,8 @@ def _complete(run: Run, stage: Stage, state_in: str | None) -> None:
         result = storage.read_json(marker)
         run.seconds_before += result["seconds"]
     else:
+        if stage.kind != "data":
+            connect(run.settings.compute)
         watch = Stopwatch()
         result = STAGES[stage.kind](run, stage, state_in)
         result = {"name": stage.name, "cycle": stage.cycle, **result, "seconds": round(watch.seconds, 2)}
@@ -89,6 +96,8 @@ def _in_words(result: Result, done: bool) -> str:
 def run_data(run: Run, stage: Stage, state_in: str | None) -> Result:
     """List, check and split the images; lay down the network that training starts from."""
     run.reporter.begin(stage.name, 0)
+    # Refuses a model that can't be built, before the images are read. One class shares any number of prototypes.
+    build_network(run.settings.model, _classes_expected(run.settings) or 1)
     dataset = open_dataset(run.settings, run.folder(stage))
     check_dataset(dataset, run.settings.data.max_bad)
     dataset.save(run.folder(stage))
@@ -101,6 +110,14 @@ def run_data(run: Run, stage: Stage, state_in: str | None) -> Result:
         "counts": counts,
         "says": f"{says}{len(dataset.classes)} classes{bad}",
     }
+
+
+def _classes_expected(settings: RunSettings) -> int | None:
+    """How many classes there will be, where the settings say so."""
+    chosen = settings.data.classes
+    if chosen is None:
+        return settings.birds.classes if settings.data.source == "birds" else None
+    return chosen if isinstance(chosen, int) else len(chosen)
 
 
 def run_start(run: Run, stage: Stage, state_in: str | None) -> Result:

@@ -8,6 +8,8 @@ import ray
 import torch
 
 from protopnet import __version__, storage
+from protopnet.explain.report import RunReport, StageReport, write_report
+from protopnet.model.bundle import load_bundle
 from protopnet.training.run import Result, Run
 
 
@@ -16,6 +18,7 @@ def conclude(run: Run) -> None:
     summary = summarise(run)
     storage.write_json(storage.join(run.uri, "summary.json"), summary)
     run.log.write_tensorboard()
+    storage.write_bytes(storage.join(run.uri, "report.html"), write_report(report_of(run, summary)).encode())
     accuracy = summary["test_accuracy"]
     print(f"\n{run.settings.name}: {_percent(accuracy)} of the test images right, {summary['seconds']:.0f} s")
     print(f"report  {storage.join(run.uri, 'report.html')}")
@@ -39,6 +42,26 @@ def summarise(run: Run) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def report_of(run: Run, summary: dict[str, Any]) -> RunReport:
+    """What the report shows, from the files of a finished run."""
+    bundle_uri = storage.join(run.uri, "bundle")
+    bundle = load_bundle(bundle_uri)
+    evaluated = storage.join(run.uri, "stages", list(run.results)[-1], "metrics.json")
+    return RunReport(
+        settings=run.settings.model_dump(mode="json"),
+        stages=[
+            StageReport(stage["name"], stage["seconds"], stage.get("validation_accuracy"), stage["test_accuracy"])
+            for stage in summary["stages"]
+        ],
+        metrics=run.log.rows,
+        classes=bundle.classes,
+        bundle=bundle_uri,
+        summary=summary,
+        confusion=storage.read_json(evaluated)["confusion"],
+        prototypes=bundle.prototypes,
+    )
 
 
 def _with_following(results: list[Result]) -> list[tuple[Result, Result]]:
