@@ -99,7 +99,7 @@ class ImageReader:
         try:
             shard, alone = self._shard(key[0])
             with alone:  # a ParquetFile isn't made for two threads at once
-                images = shard.read_row_group(key[1], columns=["image"]).column("image")
+                images = shard.read_row_group(key[1], columns=["image"], use_threads=False).column("image")
         except pa.ArrowInvalid as error:
             return OSError(f"{key[0]} is damaged: {error}")
         except OSError as error:
@@ -116,7 +116,7 @@ class ImageReader:
                 self._shards.move_to_end(file)
                 return self._shards[file]
         remote = storage.is_remote(file)
-        shard = pq.ParquetFile(storage.open_reader(file) if remote else file, pre_buffer=remote)
+        shard = pq.ParquetFile(storage.open_reader(file) if remote else file, pre_buffer=False)
         opened = shard, threading.Lock()
         with self._lock:
             opened = self._shards.setdefault(file, opened)

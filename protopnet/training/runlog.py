@@ -26,10 +26,11 @@ class RunLog:
     def add(self, stage: str, metrics: dict[str, Any], *, epoch: int | None = None) -> None:
         """Note the numeric metrics of a stage; the same (stage, epoch, name) again replaces the earlier value."""
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        steps = {(row["stage"], row["epoch"]): row["step"] for row in self.rows}
+        step = steps.get((stage, epoch), len(steps))
         self.rows = [
             row for row in self.rows if not (row["stage"] == stage and row["epoch"] == epoch and row["name"] in numbers)
         ]
-        step = len({(row["stage"], row["epoch"]) for row in self.rows})
         for name, value in numbers.items():
             self.rows.append(
                 {
@@ -41,6 +42,7 @@ class RunLog:
                     "value": value,
                 }
             )
+        self.rows.sort(key=lambda row: row["step"])
 
     def flush(self) -> None:
         text = "".join(json.dumps(row) + "\n" for row in self.rows)

@@ -75,9 +75,10 @@ def after_training(settings: RunSettings, best: int) -> list[Stage]:
 
 
 def keep_going(validation_accuracies: list[float | None], patience: int) -> bool:
-    """Whether another cycle is worth it: one of the last `patience` cycles was better than all before it."""
-    known = [value if value is not None else float("inf") for value in validation_accuracies]
-    if len(known) <= patience:
+    """Whether another cycle is worth it: one of the last `patience` cycles was better than all before it. Without a
+    validation split nothing speaks against it."""
+    known = [value for value in validation_accuracies if value is not None]
+    if len(known) < len(validation_accuracies) or len(known) <= patience:
         return True
     return max(known[-patience:]) > max(known[:-patience])
 

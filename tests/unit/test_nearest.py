@@ -1,0 +1,293 @@
+"""The nearest patches: the authors' figures, a brute force search, and no dependence on how images are cut."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from protopnet.explain.boxes import activation_boxes, receptive_field_boxes
+from protopnet.explain.nearest import CANDIDATE_SCHEMA, local_nearest, merge_nearest, rounding
+from protopnet.model.prototypes import distance_maps, similarity
+from protopnet.model.receptive_field import ReceptiveField
+from protopnet.training.push import choose
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+META = json.loads((GOLDEN / "meta.json").read_text())
+
+Place = tuple[int, int, int]  # image, row, column
+Candidate = tuple[float, int, int, int]  # distance and place
+
+
+@dataclass
+class Search:
+    """Latent maps with labels, and prototypes with classes; image ids are the places in the list."""
+
+    latents: torch.Tensor
+    labels: np.ndarray
+    prototypes: torch.Tensor
+    classes: np.ndarray
+    kind: str = "log"
+
+    def nearest(
+        self, k: int, images: np.ndarray | None = None, batch: int = 16, spare: int = 0, **options: bool
+    ) -> pa.Table:
+        """The map over batches of these images, and its reduce."""
+        images = np.arange(len(self.labels)) if images is None else images
+        cuts = [images[start : start + batch] for start in range(0, len(images), batch)]
+        return merge_nearest([self.map(cut, k, spare=spare, **options) for cut in cuts], k, spare)
+
+    def map(
+        self, images: np.ndarray, k: int, any_class: bool = False, one_per_image: bool = False, spare: int = 0
+    ) -> pa.Table:
+        return local_nearest(
+            self.latents[torch.from_numpy(images)],
+            images,
+            self.labels[images],
+            self.prototypes,
+            self.kind,
+            k,
+            prototype_class_P=None if any_class else self.classes,
+            one_per_image=one_per_image,
+            spare=spare,
+        )
+
+    def all_patches(self, prototype: int, any_class: bool = False) -> list[Candidate]:
+        """Every patch that the prototype may see, the nearest first, in float64 by the definition."""
+        p = self.prototypes[prototype].double().numpy()
+        _, h, w = p.shape
+        found = []
+        for image, latent in enumerate(self.latents.double().numpy()):
+            if any_class or self.labels[image] == self.classes[prototype]:
+                for row in range(latent.shape[1] - h + 1):
+                    for column in range(latent.shape[2] - w + 1):
+                        patch = latent[:, row : row + h, column : column + w]
+                        found.append((float(((patch - p) ** 2).sum()), image, row, column))
+        return sorted(found)
+
+
+def places(table: pa.Table, prototype: int) -> list[Place]:
+    own = table.filter(pa.compute.equal(table["prototype"], prototype))
+    return list(zip(own["image_id"].to_pylist(), own["row"].to_pylist(), own["column"].to_pylist(), strict=True))
+
+
+# ------------------------------------------------------------------------------------- the authors' figures
+
+
+@pytest.mark.parametrize("case", ["push_1x1", "push_2x2"])
+class TestTheAuthorsPush:
+    @pytest.fixture
+    def figures(self, case: str) -> dict[str, torch.Tensor]:
+        return load_file(GOLDEN / f"{case}.safetensors")
+
+    @pytest.fixture
+    def search(self, figures: dict[str, torch.Tensor]) -> Search:
+        prototypes, classes = figures["prototypes"], figures["prototype_class"].numpy()
+        return Search(figures["latents"], figures["labels"].numpy(), prototypes, classes)
+
+    @pytest.fixture
+    def chosen(self, search: Search) -> pa.Table:
+        return choose(search.nearest(1), search.classes, distinct=False)
+
+    def test_prototypes_become_their_patches(self, figures: dict[str, torch.Tensor], chosen: pa.Table) -> None:
+        vectors = torch.from_numpy(np.stack(chosen["vector"].to_numpy()))
+        assert torch.equal(vectors, figures["projected"].flatten(1))
+
+    def test_from_their_images(self, case: str, figures: dict[str, torch.Tensor], chosen: pa.Table) -> None:
+        for boxes in (figures["bound_boxes"], figures["receptive_field_boxes"]):
+            assert chosen["image_id"].to_pylist() == boxes[:, 0].tolist()
+            assert chosen["label"].to_pylist() == boxes[:, 5].tolist()
+
+    def test_of_equal_patches_the_earlier_image_wins(self, case: str, search: Search) -> None:
+        first, second = META[case]["duplicate"]
+        h, w = search.prototypes.shape[2:]
+        search.prototypes = search.latents[second : second + 1, :, 2 : 2 + h, 3 : 3 + w].clone()
+        search.classes = search.labels[second : second + 1]
+        best = search.nearest(2).to_pylist()
+        assert [row["image_id"] for row in best] == [first, second]
+        assert [row["distance"] for row in best] == [0, 0]
+
+    def test_receptive_fields_are_theirs(
+        self, case: str, figures: dict[str, torch.Tensor], chosen: pa.Table
+    ) -> None:
+        cells = list(zip(chosen["row"].to_pylist(), chosen["column"].to_pylist(), strict=True))
+        boxes = receptive_field_boxes(cells, ReceptiveField(*META[case]["rf_info"]), META[case]["image_size"])
+        assert as_theirs(boxes) == figures["receptive_field_boxes"][:, 1:5].tolist()
+
+    def test_boxes_around_high_activation_are_theirs(
+        self, case: str, figures: dict[str, torch.Tensor], search: Search, chosen: pa.Table
+    ) -> None:
+        maps = distance_maps(search.latents, search.prototypes, "log")
+        own = maps[chosen["image_id"].to_numpy().copy(), torch.arange(len(search.classes))]
+        boxes = activation_boxes(similarity(own, "log"), META[case]["image_size"])
+        assert as_theirs(boxes) == figures["bound_boxes"][:, 1:5].tolist()
+
+
+def test_pruning_removes_what_they_remove() -> None:
+    """They count among the 6 images with the nearest patches those of the prototype's class: fewer than 3, and it goes."""
+    figures = load_file(GOLDEN / "push_1x1.safetensors")
+    own = figures["prototype_class"].numpy()
+    search = Search(figures["latents"], figures["labels"].numpy(), figures["prototypes"], own)
+    nearest = search.nearest(6, any_class=True, one_per_image=True)
+    classes = nearest["label"].to_numpy().reshape(-1, 6)
+    assert classes.tolist() == figures["nearest6_classes"].tolist()
+    assert np.flatnonzero((classes == own[:, None]).sum(1) < 3).tolist() == figures["pruned_k6_t3"].tolist()
+
+
+def as_theirs(boxes: np.ndarray) -> list[list[int]]:
+    top, left, bottom, right = boxes.T
+    return np.stack([top, bottom, left, right], axis=1).tolist()
+
+
+# ------------------------------------------------------------------------------------------------- properties
+
+
+@st.composite
+def searches(draw: st.DrawFn) -> Search:
+    """Few values, so that many distances are equal and all are exact; some images are copies of others."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    images, classes, per_class = draw(st.integers(3, 20)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    h, w = draw(st.sampled_from([(1, 1), (2, 1), (2, 2)]))
+    levels = draw(st.integers(2, 9))
+    size = (images, 3, h + draw(st.integers(0, 2)), w + draw(st.integers(0, 2)))
+    latents = random.integers(0, levels, size).astype(np.float32) / 8
+    labels = np.concatenate([np.arange(classes), random.integers(0, classes, images - classes)]).astype(np.int32)
+    source = random.integers(0, images, images)
+    copies = random.random(images) < 0.3
+    latents[copies] = latents[source[copies]]
+    prototypes = random.integers(0, levels, (classes * per_class, 3, h, w)).astype(np.float32) / 8
+    return Search(
+        torch.from_numpy(latents),
+        labels,
+        torch.from_numpy(prototypes),
+        np.repeat(np.arange(classes), per_class),
+    )
+
+
+def in_shards(search: Search, shards: int, batch: int, k: int, random: np.random.Generator, **options: bool) -> pa.Table:
+    """The images in any order, cut into shards and batches; their tables merged in any order, two by two."""
+    order = random.permutation(len(search.labels))
+    parts = [search.nearest(k, part, batch, **options) for part in np.array_split(order, shards) if len(part)]
+    while len(parts) > 1:
+        random.shuffle(parts)  # type: ignore[arg-type]
+        parts = [merge_nearest(parts[:2], k), *parts[2:]]
+    return parts[0]
+
+
+@given(search=searches(), seed=st.integers(0, 2**32), k=st.integers(1, 6))
+@settings(max_examples=60, deadline=None)
+def test_the_result_is_that_of_brute_force_however_images_are_cut(search: Search, seed: int, k: int) -> None:
+    random = np.random.default_rng(seed)
+    expected = [search.all_patches(p)[:k] for p in range(len(search.classes))]
+    for shards in (1, 3, 7):
+        for batch in (1, 64):
+            table = in_shards(search, shards, batch, k, random)
+            assert table.schema == CANDIDATE_SCHEMA
+            for p, patches in enumerate(expected):
+                assert places(table, p) == [patch[1:] for patch in patches]
+            assert table["distance"].to_pylist() == [patch[0] for patches in expected for patch in patches]
+
+
+@given(search=searches(), seed=st.integers(0, 2**32), k=st.integers(1, 6), kind=st.sampled_from(["log", "cosine"]))
+@settings(max_examples=30, deadline=None)
+def test_one_per_image_takes_the_best_of_each_image_of_any_class(
+    search: Search, seed: int, k: int, kind: str
+) -> None:
+    search.kind = "log"
+    random = np.random.default_rng(seed)
+    for shards, batch in ((1, 64), (3, 1), (7, 64)):
+        table = in_shards(search, shards, batch, k, random, any_class=True, one_per_image=True)
+        for p in range(len(search.classes)):
+            best = {patch[1]: patch for patch in reversed(search.all_patches(p, any_class=True))}
+            assert places(table, p) == [patch[1:] for patch in sorted(best.values())[:k]]
+
+
+def test_cosine_ranks_by_the_angle() -> None:
+    latents = torch.tensor([[1.0, 0.0], [0.1, 0.1], [0.9, 0.8], [0.0, 1.0]]).view(4, 2, 1, 1)
+    search = Search(latents, np.zeros(4, np.int32), torch.tensor([0.5, 0.5]).view(1, 2, 1, 1), np.array([0]), "cosine")
+    table = search.nearest(3)
+    assert table["image_id"].to_pylist() == [2, 1, 0]
+    assert table["distance"].to_pylist() == pytest.approx([0.00186, 0.00259, 0.29304], abs=1e-4)
+
+
+def test_a_vector_is_the_patch_it_names() -> None:
+    random = torch.Generator().manual_seed(0)
+    search = Search(
+        torch.rand(5, 4, 6, 5, generator=random),
+        np.array([0, 1, 0, 1, 1], np.int32),
+        torch.rand(4, 4, 2, 3, generator=random),
+        np.array([0, 0, 1, 1]),
+    )
+    for candidate in search.nearest(3).to_pylist():
+        row, column = candidate["row"], candidate["column"]
+        patch = search.latents[candidate["image_id"], :, row : row + 2, column : column + 3]
+        assert candidate["vector"] == patch.flatten().tolist()
+        prototype = search.prototypes[candidate["prototype"]].double()
+        assert candidate["distance"] == pytest.approx(float((patch.double() - prototype).square().sum()), rel=1e-12)
+        assert candidate["label"] == search.classes[candidate["prototype"]]
+
+
+def test_prototypes_of_absent_classes_emit_nothing() -> None:
+    search = Search(torch.rand(2, 3, 2, 2), np.array([1, 1], np.int32), torch.rand(4, 3, 1, 1), np.array([0, 0, 1, 2]))
+    assert set(search.nearest(2)["prototype"].to_pylist()) == {2}
+    search.classes = np.array([0, 0, 2, 2])
+    assert search.nearest(2).num_rows == 0
+
+
+def test_what_is_not_finite_is_no_candidate() -> None:
+    latents = torch.full((3, 2, 1, 1), torch.nan)
+    latents[1] = 0.5
+    search = Search(latents, np.zeros(3, np.int32), torch.rand(1, 2, 1, 1), np.array([0]))
+    assert search.nearest(3)["image_id"].to_pylist() == [1]
+
+
+def noisy_copies(copies: int, noise: float) -> Search:
+    """One image many times, as maps from batches of different sizes would show it; and one that is far away."""
+    random = np.random.default_rng(1)
+    latents = np.repeat(random.random((1, 64, 2, 2)), copies + 1, axis=0)
+    latents[:-1] += noise * random.standard_normal((copies, 64, 2, 2))
+    latents[-1] = 1 - latents[-1]
+    prototypes = latents[0, None, :, 1:, :1] + 0.1 * random.standard_normal((1, 64, 1, 1))
+    as_float = (torch.from_numpy(array.astype(np.float32)) for array in (latents, prototypes))
+    maps, prototype = as_float
+    return Search(maps, np.zeros(copies + 1, np.int32), prototype, np.array([0]))
+
+
+def test_spare_candidates_are_those_that_rounding_could_put_first() -> None:
+    search = noisy_copies(copies=30, noise=1e-6)
+    kept = search.nearest(1, batch=7, spare=64)
+    assert set(kept["image_id"].to_pylist()) == set(range(30))
+    assert search.nearest(1, batch=7)["image_id"].to_pylist() == kept["image_id"].to_pylist()[:1]
+    assert search.nearest(1, batch=7, spare=5).num_rows == 6
+    assert noisy_copies(copies=30, noise=1e-2).nearest(1, batch=7, spare=64).num_rows == 1
+
+
+def test_rounding_grows_with_the_root_of_the_distance() -> None:
+    near, middle, far = rounding(np.array([0.0, 1.0, 100.0]))
+    assert near < 1e-5
+    assert far == pytest.approx(10 * middle, rel=0.1)
+
+
+@pytest.fixture
+def large() -> Search:
+    """Norms so large that float32 maps of distances are off in the fifth digit."""
+    random = torch.Generator().manual_seed(3)
+    return Search(
+        torch.rand(12, 512, 5, 5, generator=random),
+        np.zeros(12, np.int32),
+        torch.rand(6, 512, 1, 1, generator=random),
+        np.zeros(6, np.int64),
+    )
+
+
+def test_distances_are_exact_for_long_vectors(large: Search) -> None:
+    table = large.nearest(4, batch=5)
+    for p in range(6):
+        expected = large.all_patches(p)[:4]
+        assert places(table, p) == [patch[1:] for patch in expected]
