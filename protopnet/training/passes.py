@@ -166,13 +166,13 @@ def unpack(block: pa.Table) -> pa.Table:
 
 
 def _execute(rows: pa.Table, task: ImageTask, options: PassOptions) -> ray.data.Dataset:
-    plan = options.plan
-    return ray.data.from_arrow(_cut(rows, options)).map_batches(
+    plan, blocks = options.plan, _cut(rows, options)
+    return ray.data.from_arrow(blocks).map_batches(
         _ImageActor,
         fn_constructor_args=(ray.put(task), options),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=plan.actors),
+        compute=ray.data.ActorPoolStrategy(size=min(plan.actors, len(blocks))),
         num_cpus=plan.cpus,
         num_gpus=plan.gpus or None,
     )

@@ -6,6 +6,7 @@ with others it is refused, naming the setting.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -75,7 +76,9 @@ class Run:
     def dataset_uri(self) -> str:
         return self.folder(Stage(0, "data"))
 
+    @cached_property
     def dataset(self) -> Dataset:
+        """The manifest that the data stage left; read once."""
         return Dataset.load(self.dataset_uri)
 
     def options(self) -> PassOptions:
@@ -90,7 +93,7 @@ class Run:
     def network(self, state_uri: str | None = None) -> ProtoPNet | Baseline:
         """The network with the tensors of a finished stage, or as it is before the first one."""
         torch.manual_seed(self.settings.seed)
-        network = build_network(self.settings.model, len(self.dataset().classes), start_weights=state_uri is None)
+        network = build_network(self.settings.model, len(self.dataset.classes), start_weights=state_uri is None)
         if state_uri is not None:
             network.load_state_dict(load_state(state_uri))
         return network

@@ -126,7 +126,7 @@ def run_start(run: Run, stage: Stage, state_in: str | None) -> Result:
     network = _protopnet(run, state_in)
     images = 0
     if run.settings.model.start == "data":
-        rows = run.dataset().split("train")
+        rows = run.dataset.split("train")
         run.reporter.begin(stage.name, len(rows))
         settings = run.settings
         sample = sample_patches(
@@ -147,7 +147,7 @@ def run_joint(run: Run, stage: Stage, state_in: str | None) -> Result:
     """Warm and joint epochs on the training workers."""
     assert state_in is not None
     assert stage.epochs is not None
-    epochs, per_epoch = stage.epochs, len(run.dataset().split("train")) * run.settings.augment.copies
+    epochs, per_epoch = stage.epochs, len(run.dataset.split("train")) * run.settings.augment.copies
     run.reporter.begin(stage.name, (epochs.end - epochs.first) * per_epoch)
 
     def on_message(message: dict[str, Any]) -> None:
@@ -188,7 +188,7 @@ def run_joint(run: Run, stage: Stage, state_in: str | None) -> Result:
 def run_push(run: Run, stage: Stage, state_in: str | None) -> Result:
     """Every prototype onto the nearest patch of its class; `push.parquet` records where each went."""
     assert state_in is not None
-    network, rows = _protopnet(run, state_in), run.dataset().split("train")
+    network, rows = _protopnet(run, state_in), run.dataset.split("train")
     run.reporter.begin(stage.name, len(rows))
     settings = run.settings
     result = push_step.push(
@@ -216,7 +216,7 @@ def run_push(run: Run, stage: Stage, state_in: str | None) -> Result:
 def run_last_layer(run: Run, stage: Stage, state_in: str | None) -> Result:
     """The convex optimum of the class connections."""
     assert state_in is not None
-    network, settings, dataset = _protopnet(run, state_in), run.settings, run.dataset()
+    network, settings, dataset = _protopnet(run, state_in), run.settings, run.dataset
     rows = pa.concat_tables([dataset.split(split) for split in ("train", "validation", "test")])
     run.reporter.begin(stage.name, len(rows))
     result = optimise_last_layer(
@@ -253,13 +253,13 @@ def run_bundle(run: Run, stage: Stage, state_in: str | None) -> Result:
     pushes = [s for s in training_cycles(run.settings)[stage.cycle] if s.kind == "push"]
     pushed = read_table(storage.join(run.folder(pushes[0]), "push.parquet")) if pushes else None
     uri = storage.join(run.uri, "bundle")
-    write_bundle(uri, run.network(state_in), run.settings, run.dataset(), pushed, run.options())
+    write_bundle(uri, run.network(state_in), run.settings, run.dataset, pushed, run.options())
     return {"bundle": uri, "says": f"from cycle {stage.cycle + 1}"}
 
 
 def run_evaluate(run: Run, stage: Stage, state_in: str | None) -> Result:
     """The bundle, loaded anew, on the test images."""
-    rows = run.dataset().split("test")
+    rows = run.dataset.split("test")
     if not len(rows):
         return {"test_accuracy": None, "says": "there are no test images"}
     run.reporter.begin(stage.name, len(rows))

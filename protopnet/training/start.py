@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from protopnet.errors import UserError
 from protopnet.model.network import ProtoPNet, placed
 from protopnet.training.passes import PassOptions, run_pass
 
@@ -25,9 +26,27 @@ from protopnet.training.passes import PassOptions, run_pass
 PATCH_BUDGET = 1_000_000
 IMAGES_PER_CLASS = 64
 KMEANS_STEPS = 25
-# sigmoid(GAIN * r + BIAS) of a rectified, whitened coordinate r (0 for half of the patches, about 0.8 in the mean
-# of the others): rest at 0.12, one standard deviation at 0.5, saturation at three.
-GAIN, BIAS = 2.0, -2.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How principal coordinates r >= 0 (after the ReLU) enter the latent map: sigmoid(gain * r + bias).
+
+    `whiten`: each coordinate by its own standard deviation; else all by their common one, so that the latent
+    map keeps the distances of the backbone's patches.
+    """
+
+    gain: float
+    bias: float
+    whiten: bool
+
+
+# Measured on 20 classes of CUB with a pretrained ResNet-18, test accuracy at the start / after three epochs of
+# warm-up at 1e-3. Distances want the geometry of the backbone in the straight part of the sigmoid: 47 / 85 %
+# (whitened and sparse: 17 / 73 %). Cosines want sparse maps, nearly 0 unless a direction stands out: 83 / 83 %
+# (without bias: 11 / 75 %).
+DISTANCES = Shape(gain=1.0, bias=0.0, whiten=False)
+COSINES = Shape(gain=4.0, bias=-4.0, whiten=True)
 
 
 @dataclass
@@ -109,7 +128,8 @@ def start_from_patches(network: ProtoPNet, sample: PatchSample, seed: int) -> No
     """Set the add-on layers and the prototypes of the network from a sample of patches."""
     cells_NC = sample.features_NChw.movedim(1, -1).flatten(0, -2).float()
     mean_C, directions_CK, deviations_K = principal_directions(cells_NC)
-    set_add_on(network.add_on, mean_C, directions_CK, deviations_K)
+    shape = COSINES if network.kind == "cosine" else DISTANCES
+    set_add_on(network.add_on, mean_C, directions_CK, deviations_K, shape)
     with torch.no_grad():
         latent_NDhw = torch.cat([network.add_on(chunk.float()) for chunk in sample.features_NChw.split(4096)])
         network.prototypes.copy_(_class_centres(network, latent_NDhw.flatten(1), sample.labels_N, seed))
@@ -125,16 +145,25 @@ def principal_directions(cells_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 def set_add_on(
-    add_on: nn.Module, mean_C: torch.Tensor, directions_CC: torch.Tensor, deviations_C: torch.Tensor
+    add_on: nn.Module,
+    mean_C: torch.Tensor,
+    directions_CC: torch.Tensor,
+    deviations_C: torch.Tensor,
+    shape: Shape = COSINES,
 ) -> None:
     """Principal coordinates into the first convolution, the identity into those between, the gain into the last."""
     convolutions = [module for module in add_on.modules() if isinstance(module, nn.Conv2d)]
     first, *middle, last = convolutions
     pairs = math.ceil(first.out_channels / 2)
     if pairs > len(deviations_C):
-        raise ValueError(f"{first.out_channels} add-on channels need {pairs} directions, there are {len(deviations_C)}")
+        raise UserError(
+            f"model.prototype_depth is too large for model.start data: {first.out_channels} channels need {pairs} "
+            f"directions, the backbone has {len(deviations_C)}; lower it, or set model.start to random"
+        )
     # Directions without variance (fewer patches than channels) would be noise blown up by whitening.
     scale_k = deviations_C[:pairs].clamp_min(1e-2 * float(deviations_C[0]) + 1e-12)
+    if not shape.whiten:
+        scale_k = scale_k.square().mean().sqrt().expand(pairs)
     rows_kC = directions_CC[:, :pairs].T / scale_k[:, None]
     weight_2kC = torch.stack([rows_kC, -rows_kC], dim=1).flatten(0, 1)[: first.out_channels]
     with torch.no_grad():
@@ -143,7 +172,7 @@ def set_add_on(
         first.bias.copy_(-(weight_2kC @ mean_C))
         for convolution in middle:
             _set_identity(convolution, 1.0, 0.0)
-        _set_identity(last, GAIN, BIAS)
+        _set_identity(last, shape.gain, shape.bias)
 
 
 def _set_identity(convolution: nn.Conv2d, gain: float, bias: float) -> None:

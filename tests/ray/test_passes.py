@@ -1,5 +1,6 @@
 """A pass sees every image once, however it is cut; what goes wrong comes out as one sentence."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 import ray
 import torch
+from ray import cloudpickle
 
 from protopnet.cluster import plan_pass, plan_training
 from protopnet.config import AugmentSettings, ComputeSettings
@@ -18,6 +20,8 @@ from protopnet.model.network import ProtoPNet
 from protopnet.training.last_layer import with_copies
 from protopnet.training.passes import run_pass, run_pass_in_place, unpack
 from protopnet.training.start import sample_patches, start_from_patches
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers don't have the tests on their path
 
 
 @dataclass

@@ -67,14 +67,22 @@ def test_directions_come_as_pairs(depth: int) -> None:
     torch.testing.assert_close(response.std(0), torch.ones(depth), atol=1e-2, rtol=0)
 
 
-def test_the_latent_map_is_inside_0_and_1_and_uses_the_range() -> None:
-    net = network()
+def test_the_latent_map_of_cosines_is_nearly_0_but_where_a_direction_stands_out() -> None:
+    net = network(similarity="cosine")
     start_from_patches(net, sample(), seed=0)
     with torch.no_grad():
         latent = net.add_on(sample().features_NChw.float())
-    assert 0 < latent.min() < 0.2
+    assert 0 < latent.min() < latent.median() < 0.2
     assert 0.8 < latent.max() < 1
     assert latent.flatten(1).std(0).min() > 0.05  # no channel is dead
+
+
+def test_the_latent_map_of_distances_keeps_the_order_of_the_variances() -> None:
+    net = network(similarity="log")
+    start_from_patches(net, sample(), seed=0)
+    with torch.no_grad():
+        spread = net.add_on(sample().features_NChw.float()).flatten(1).std(0)
+    assert spread[:2].min() > 2 * spread[-2:].max()  # the first pair of directions against the last
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2)])

@@ -1,0 +1,111 @@
+"""The last layer over Ray equals the same problem solved in this process."""
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from protopnet.config import LastLayerSettings
+from protopnet.datasets.rows import Dataset
+from protopnet.model.network import ProtoPNet
+from protopnet.model.prototypes import true_float32
+from protopnet.training.last_layer import LastLayerResult, off_class_KP, optimise_last_layer
+from protopnet.training.solver import RowBlock, mean_over, metric_over, solve
+from ray_processes import kill_first
+
+SETTINGS = LastLayerSettings(copies=0, l1=1e-3, ridge=1e-2, tolerance=1e-7, max_iterations=3000)
+
+
+@pytest.fixture
+def rows(birds: Dataset) -> pa.Table:
+    """All images; a few of the training images are for validation."""
+    split = birds.table["split"].to_pylist()
+    split[-3::-7] = ["validation" if name == "train" else name for name in split[-3::-7]]
+    at = birds.table.schema.get_field_index("split")
+    return birds.table.set_column(at, "split", pa.array(split))
+
+
+@pytest.fixture
+def optimise(network: ProtoPNet, rows: pa.Table, options: Callable) -> Callable[..., LastLayerResult]:
+    def run(settings: LastLayerSettings = SETTINGS, **cut: int) -> LastLayerResult:
+        return optimise_last_layer(
+            network, 1.0, rows, size=64, settings=settings, options=options(**{"blocks": 3, **cut})
+        )
+
+    return run
+
+
+def similarities(network: ProtoPNet, images: torch.Tensor) -> np.ndarray:
+    with torch.inference_mode(), true_float32():
+        return network(images).similarities_BP.numpy()
+
+
+def accuracy(similarities_nP: np.ndarray, weights_KP: np.ndarray, labels: np.ndarray) -> float:
+    return float(((similarities_nP @ weights_KP.T).argmax(1) == labels).mean())
+
+
+def test_it_is_the_optimum_of_the_same_problem_solved_here(
+    network: ProtoPNet, rows: pa.Table, optimise: Callable[..., LastLayerResult], pixels_of: Callable
+) -> None:
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    result = optimise(workers=2, batch=5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+    split = {name: rows.filter(pa.compute.equal(rows["split"], name)) for name in ("train", "validation", "test")}
+    matrix = {name: similarities(network, pixels_of(part)) for name, part in split.items()}
+    labels = {name: part["label"].to_numpy() for name, part in split.items()}
+    block = RowBlock(matrix["train"], labels["train"], 3)
+    start = network.last_layer.weight.detach().numpy()
+    off = off_class_KP(network.prototype_class.numpy(), 3)
+    here = solve(
+        mean_over([block]),
+        start,
+        off,
+        l1=SETTINGS.l1,
+        ridge=SETTINGS.ridge,
+        tolerance=SETTINGS.tolerance,
+        max_iterations=SETTINGS.max_iterations,
+        metric=metric_over([block]),
+    )
+
+    assert here.converged
+    assert result.solution.converged
+    assert result.solution.residual <= SETTINGS.tolerance
+    assert result.solution.objective == pytest.approx(here.objective, abs=1e-6)
+    np.testing.assert_allclose(result.solution.weights, here.weights, atol=1e-3)
+    assert set(result.before) == set(result.after) == {"validation", "test"}
+    for name in ("validation", "test"):
+        assert result.before[name] == pytest.approx(accuracy(matrix[name], start, labels[name]))
+        weights = result.solution.weights.astype(np.float32)
+        assert result.after[name] == pytest.approx(accuracy(matrix[name], weights, labels[name]))
+
+
+def test_it_goes_on_from_the_present_connections_but_is_drawn_to_the_first(
+    network: ProtoPNet, optimise: Callable[..., LastLayerResult]
+) -> None:
+    """The optimum doesn't depend on where the search begins."""
+    first = optimise()
+    with torch.no_grad():
+        network.last_layer.weight.copy_(torch.from_numpy(first.solution.weights))
+    again = optimise()
+    assert again.solution.iterations < first.solution.iterations / 2
+    assert again.solution.objective == pytest.approx(first.solution.objective, abs=1e-6)
+
+
+def test_augmented_copies_are_rows_of_their_own(optimise: Callable[..., LastLayerResult]) -> None:
+    quick = SETTINGS.model_copy(update={"max_iterations": 20})
+    plain, augmented = optimise(quick), optimise(quick.model_copy(update={"copies": 2}))
+    assert plain.before == augmented.before  # copies are of training images only
+    assert plain.solution.objective != augmented.solution.objective
+
+
+def test_a_killed_store_is_replaced(optimise: Callable[..., LastLayerResult]) -> None:
+    expected = optimise()
+    killer = threading.Thread(target=kill_first, args=("ray::RowStore",))
+    killer.start()
+    result = optimise()
+    killer.join()
+    assert np.array_equal(result.solution.weights, expected.solution.weights)
