@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from protopnet import storage
 from protopnet.errors import UserError
+from protopnet.tables import read_table
 
 SPLITS = ("train", "validation", "test")
 
@@ -86,8 +86,7 @@ class Dataset:
     def save(self, uri: str) -> None:
         """Write manifest.parquet, errors.parquet and, last, dataset.json under a folder."""
         for name, table in (("manifest", self.table), ("errors", self.errors)):
-            with storage.open_writer(storage.join(uri, f"{name}.parquet")) as handle:
-                pq.write_table(table, handle, compression="zstd")
+            write_table(storage.join(uri, f"{name}.parquet"), table)
         about = {
             "format": "protopnet-manifest",
             "version": 1,
@@ -107,13 +106,3 @@ class Dataset:
             raise UserError(f"{uri} isn't a dataset manifest of version 1")
         tables = [read_table(storage.join(uri, f"{name}.parquet")) for name in ("manifest", "errors")]
         return cls(about["classes"], tables[0], about["source"], tables[1])
-
-
-def read_table(uri: str) -> pa.Table:
-    """A Parquet file that fits in memory, as a table.
-
-    Read by this thread alone: `pq.read_table` leaves the bytes, which belong to Python, with threads of Arrow's, and
-    when one lets go of them only while Python shuts down, the process aborts (some 5 % of short processes).
-    """
-    file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri)), pre_buffer=False)
-    return file.read(use_threads=False)

@@ -20,11 +20,12 @@ import pyarrow.compute as pc
 from protopnet import storage
 from protopnet.config import DataSettings
 from protopnet.datasets.folders import Progress
-from protopnet.datasets.rows import MANIFEST_SCHEMA, BadRow, Dataset, error_table, read_table
+from protopnet.datasets.rows import MANIFEST_SCHEMA, BadRow, Dataset, error_table
 from protopnet.datasets.splits import chosen_classes, keep_classes, with_splits
 from protopnet.datasets.validate import check_bad_share
 from protopnet.datasets.writer import Limits, ShardWriter
 from protopnet.errors import UserError
+from protopnet.tables import read_table
 
 FORMAT, VERSION = "protopnet-shards", 1
 PREFIXES = ("shard-", "_index-", "_errors-")  # names of files that are ours to delete

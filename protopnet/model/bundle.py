@@ -26,6 +26,7 @@ from protopnet.errors import UserError
 from protopnet.imaging import IMAGENET_MEAN, IMAGENET_STD
 from protopnet.model.backbones import build_backbone
 from protopnet.model.network import Baseline, ProtoPNet, set_phase
+from protopnet.tables import parse_table
 
 FORMAT_VERSION = 1
 TENSORS, INFO, PROTOTYPES = "model.safetensors", "model.json", "prototypes.parquet"
@@ -138,7 +139,7 @@ def load_bundle(uri: str) -> Bundle:
     tensors = _checked(uri, TENSORS, info.sha256)
     prototypes = None
     if info.prototypes_sha256 is not None:
-        prototypes = pq.read_table(pa.BufferReader(_checked(uri, PROTOTYPES, info.prototypes_sha256)))
+        prototypes = parse_table(_checked(uri, PROTOTYPES, info.prototypes_sha256))
     network = _network(info, uri)
     _fill(network, safetensors.torch.load(tensors), uri)
     set_phase(network, "eval")

@@ -40,7 +40,7 @@ class SimilarityTask:
         similarities_BP = self.network(images_B3HW).similarities_BP.cpu().numpy()
         flat = pa.array(similarities_BP.reshape(-1), pa.float32())
         column = pa.FixedSizeListArray.from_arrays(flat, similarities_BP.shape[1])
-        return rows.select(["image_id", "label", "split"]).append_column("similarities", column)
+        return rows.select(["image_id", "copy", "label", "split"]).append_column("similarities", column)
 
 
 @ray.remote(max_restarts=3, max_task_retries=3)
@@ -52,6 +52,8 @@ class RowStore:
 
     def __init__(self, blocks: list[ray.ObjectRef], num_classes: int):
         table = pa.concat_tables([unpack(block) for block in ray.get(blocks)])
+        # Blocks end in any order; sums of floats would show it.
+        table = table.sort_by([("image_id", "ascending"), ("copy", "ascending")])
         training = pc.equal(table["split"], "train")
         self.others = table.filter(pc.invert(training))
         rows = table.filter(training)

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from ray_processes import kill_first
 
 from protopnet.config import LastLayerSettings
 from protopnet.datasets.rows import Dataset
@@ -14,9 +15,8 @@ from protopnet.model.network import ProtoPNet
 from protopnet.model.prototypes import true_float32
 from protopnet.training.last_layer import LastLayerResult, off_class_KP, optimise_last_layer
 from protopnet.training.solver import RowBlock, mean_over, metric_over, solve
-from ray_processes import kill_first
 
-SETTINGS = LastLayerSettings(copies=0, l1=1e-3, ridge=1e-2, tolerance=1e-7, max_iterations=3000)
+SETTINGS = LastLayerSettings(copies=0, l1=1e-3, ridge=1e-2, tolerance=1e-5, max_iterations=1000)
 
 
 @pytest.fixture
@@ -26,6 +26,16 @@ def rows(birds: Dataset) -> pa.Table:
     split[-3::-7] = ["validation" if name == "train" else name for name in split[-3::-7]]
     at = birds.table.schema.get_field_index("split")
     return birds.table.set_column(at, "split", pa.array(split))
+
+
+@pytest.fixture(autouse=True)
+def _pushed(network: ProtoPNet, birds: Dataset, latents_of: Callable) -> None:
+    """Prototypes on patches of their class, as after a push: similarities that tell images apart."""
+    train = birds.split("train")
+    latents, labels = latents_of(network, train), train["label"].to_numpy()
+    with torch.no_grad():
+        for p, label in enumerate(network.prototype_class.tolist()):
+            network.prototypes[p, :, 0, 0] = latents[np.flatnonzero(labels == label)[-1 - p], :, p % 8, 3]
 
 
 @pytest.fixture
@@ -75,7 +85,7 @@ def test_it_is_the_optimum_of_the_same_problem_solved_here(
     assert result.solution.converged
     assert result.solution.residual <= SETTINGS.tolerance
     assert result.solution.objective == pytest.approx(here.objective, abs=1e-6)
-    np.testing.assert_allclose(result.solution.weights, here.weights, atol=1e-3)
+    np.testing.assert_allclose(result.solution.weights, here.weights, atol=5e-3)
     assert set(result.before) == set(result.after) == {"validation", "test"}
     for name in ("validation", "test"):
         assert result.before[name] == pytest.approx(accuracy(matrix[name], start, labels[name]))
@@ -91,6 +101,7 @@ def test_it_goes_on_from_the_present_connections_but_is_drawn_to_the_first(
     with torch.no_grad():
         network.last_layer.weight.copy_(torch.from_numpy(first.solution.weights))
     again = optimise()
+    assert first.solution.iterations > 10
     assert again.solution.iterations < first.solution.iterations / 2
     assert again.solution.objective == pytest.approx(first.solution.objective, abs=1e-6)
 

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from ray_processes import kill_first, named
 
 from protopnet.datasets.rows import Dataset
 from protopnet.model.network import ProtoPNet
 from protopnet.training.push import PushResult, push
-from ray_processes import kill_first, named
 
 Place = tuple[int, int, int]
 

@@ -518,8 +518,8 @@ def test_an_image_that_changes_while_it_is_copied_stops_the_copy(tmp_path: Path)
         list(source.rows)
 
 
-# Peak resident memory in a process of its own. Not tracemalloc: it doesn't see Arrow's memory, and stopping it beside
-# native threads crashes Python 3.11 (python/cpython#128679). Not ru_maxrss: a child inherits its parent's.
+# Peak resident memory in a process of its own. Not tracemalloc, which doesn't see Arrow's memory; not ru_maxrss, which
+# a child inherits from its parent.
 _WRITE_AND_MEASURE = """
 import re, sys
 from protopnet.datasets.shards import write_shards

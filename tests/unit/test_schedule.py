@@ -54,7 +54,7 @@ def test_warm_epochs_come_first_and_only_once() -> None:
     first, second = training_cycles(run_of(warm_epochs=2, joint_epochs=1, next_joint_epochs=2, cycles=2))
     assert first[0].epochs
     assert second[0].epochs
-    phases = [first[0].epochs.phase(e) for e in range(0, 3)] + [second[0].epochs.phase(e) for e in range(3, 5)]
+    phases = [first[0].epochs.phase(e) for e in range(3)] + [second[0].epochs.phase(e) for e in range(3, 5)]
     assert phases == ["warm", "warm", "joint", "joint", "joint"]
 
 
