@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from protopnet import storage
 from protopnet.errors import UserError
-from protopnet.tables import read_table
+from protopnet.tables import read_table, write_table
 
 SPLITS = ("train", "validation", "test")
 
