@@ -6,7 +6,7 @@ last bits of a float, and where that could decide, the images are encoded again 
 the same for any number of shards, workers and any batch size.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,7 +86,7 @@ def push(
         best = merge_nearest([best, candidates], k, SPARE_CANDIDATES)
         on_images(images)
     _check_all_found(best, len(prototype_class_P))
-    doubtful = doubtful_images(best)
+    doubtful = doubtful_images(best, pick(best, prototype_class_P, distinct))
     if len(doubtful):
         best = _refine(network, rows, best, doubtful, size, options)
     return PushResult(choose(best, prototype_class_P, distinct), len(doubtful))
@@ -103,12 +103,21 @@ def candidates_needed(prototype_class_P: np.ndarray, distinct: bool) -> int:
     return int(np.bincount(prototype_class_P).max()) if distinct else 1
 
 
-def doubtful_images(best: pa.Table) -> np.ndarray:
-    """Ids of the images between which rounding could decide; empty where every choice is clear."""
+def doubtful_images(best: pa.Table, picks: Sequence[int]) -> np.ndarray:
+    """Ids of the images between which rounding could decide; empty where every choice is clear.
+
+    Only candidates up to the one picked matter, and those beyond that follow it closely.
+    """
     prototype, distance = best["prototype"].to_numpy(), best["distance"].to_numpy()
-    ids = best["image_id"].to_numpy()
     close = (prototype[1:] == prototype[:-1]) & (distance[1:] - distance[:-1] <= rounding(distance[:-1]))
-    return np.unique(np.r_[ids[1:][close], ids[:-1][close]])
+    doubted = np.zeros(len(prototype), dtype=bool)
+    for first, picked in zip(np.searchsorted(prototype, prototype[picks]), picks, strict=True):
+        end = picked  # of the run of close candidates that the picked one is in
+        while end < len(close) and close[end]:
+            end += 1
+        pairs = first + np.flatnonzero(close[first:end])
+        doubted[pairs] = doubted[pairs + 1] = True
+    return np.unique(best["image_id"].to_numpy()[doubted])
 
 
 def _check_all_found(best: pa.Table, count: int) -> None:
@@ -121,21 +130,25 @@ def _check_all_found(best: pa.Table, count: int) -> None:
 
 
 def choose(best: pa.Table, prototype_class_P: np.ndarray, distinct: bool) -> pa.Table:
-    """One candidate a prototype: its nearest, or its nearest that no earlier prototype of the class has taken.
+    """The candidate that each prototype moves to, in the order of the prototypes."""
+    return best.take(pick(best, prototype_class_P, distinct))
+
+
+def pick(best: pa.Table, prototype_class_P: np.ndarray, distinct: bool) -> list[int]:
+    """Row of one candidate a prototype: its nearest, or its nearest that no earlier one of its class has taken.
 
     A class with fewer patches than prototypes shares them again once all are taken.
     """
     prototypes = best["prototype"].to_numpy()
     places = list(zip(best["image_id"].to_pylist(), best["row"].to_pylist(), best["column"].to_pylist(), strict=True))
     taken: set[tuple[int, ...]] = set()
-    chosen = []
+    picks = []
     for p, label in enumerate(prototype_class_P.tolist()):
         own = range(*np.searchsorted(prototypes, [p, p + 1]))
         free = (i for i in own if (label, *places[i]) not in taken) if distinct else iter(own)
-        pick = next(free, own[0])
-        taken.add((label, *places[pick]))
-        chosen.append(pick)
-    return best.take(chosen)
+        picks.append(next(free, own[0]))
+        taken.add((label, *places[picks[-1]]))
+    return picks
 
 
 def _refine(

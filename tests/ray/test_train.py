@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray_processes import named
 
 from protopnet import storage
 from protopnet.cluster import TrainPlan
@@ -20,7 +21,6 @@ from protopnet.training.progress import listening
 from protopnet.training.schedule import training_cycles
 from protopnet.training.sgd import train_stage
 from protopnet.training.state import load_state, save_state
-from ray_processes import named
 
 SETTINGS = RunSettings.model_validate(
     {

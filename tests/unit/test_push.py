@@ -93,24 +93,28 @@ class TestChoose:
 
 
 class TestDoubt:
+    close = 1.0 + float(rounding(np.array(1.0))) / 2
+
     def test_clear_choices_are_not_doubted(self) -> None:
-        assert len(doubtful_images(candidates((0, 0.1, A), (0, 0.2, C), (1, 0.1, B)))) == 0
+        assert len(doubtful_images(candidates((0, 0.1, A), (0, 0.2, C), (1, 0.1, B)), [0, 2])) == 0
 
     def test_near_ties_are(self) -> None:
-        close = 1.0 + float(rounding(np.array(1.0))) / 2
-        best = candidates((0, 1.0, A), (0, close, C), (0, 2.0, (7, 0, 0)), (1, 1.0, (9, 0, 0)))
-        assert doubtful_images(best).tolist() == [0, 4]
+        best = candidates((0, 1.0, A), (0, self.close, C), (0, 2.0, (7, 0, 0)), (1, 1.0, (9, 0, 0)))
+        assert doubtful_images(best, [0, 3]).tolist() == [0, 4]
 
-    def test_ties_further_down_are_too(self) -> None:
-        """A distinct choice may come to them."""
-        best = candidates((0, 0.1, A), (0, 1.0, C), (0, 1.0, (7, 0, 0)))
-        assert doubtful_images(best).tolist() == [4, 7]
+    def test_so_are_those_that_follow_a_near_tie_closely(self) -> None:
+        best = candidates((0, 1.0, A), (0, self.close, C), (0, self.close, (7, 0, 0)), (0, 2.0, (9, 0, 0)))
+        assert doubtful_images(best, [0]).tolist() == [0, 4, 7]
+
+    def test_ties_before_the_picked_one_decide_too_but_none_behind_it(self) -> None:
+        """A distinct choice goes down the list as far as it must."""
+        best = candidates((0, 0.1, A), (0, 1.0, C), (0, 1.0, (7, 0, 0)), (0, 3.0, B))
+        assert doubtful_images(best, [3]).tolist() == [4, 7]
+        assert doubtful_images(best, [1]).tolist() == [4, 7]
+        assert doubtful_images(best, [0]).tolist() == []
 
     def test_equal_distances_of_two_prototypes_are_no_tie(self) -> None:
-        assert len(doubtful_images(candidates((0, 1.0, A), (1, 1.0, C)))) == 0
-
-    def test_without_candidates_there_is_none(self) -> None:
-        assert len(doubtful_images(CANDIDATE_SCHEMA.empty_table())) == 0
+        assert len(doubtful_images(candidates((0, 1.0, A), (1, 1.0, C)), [0, 1])) == 0
 
 
 def test_exact_candidates_are_measured_by_difference_in_float64() -> None:
