@@ -28,9 +28,7 @@ def local_ray() -> Iterator[None]:
 
     from protopnet.cluster import quieten
 
-    ray.init(
-        address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-    )
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     quieten()
     yield
     ray.shutdown()

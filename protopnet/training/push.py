@@ -86,10 +86,12 @@ def push(
         best = merge_nearest([best, candidates], k, SPARE_CANDIDATES)
         on_images(images)
     _check_all_found(best, len(prototype_class_P))
-    doubtful = doubtful_images(best, pick(best, prototype_class_P, distinct))
-    if len(doubtful):
+    refined = np.empty(0, dtype=np.int64)
+    # A choice that changes may change those after it, so once isn't always enough.
+    while len(doubtful := np.setdiff1d(doubtful_images(best, pick(best, prototype_class_P, distinct)), refined)):
         best = _refine(network, rows, best, doubtful, size, options)
-    return PushResult(choose(best, prototype_class_P, distinct), len(doubtful))
+        refined = np.union1d(refined, doubtful)
+    return PushResult(choose(best, prototype_class_P, distinct), len(refined))
 
 
 def apply_push(network: ProtoPNet, result: PushResult) -> None:

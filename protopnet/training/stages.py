@@ -35,7 +35,7 @@ from protopnet.training.schedule import (
     training_cycles,
 )
 from protopnet.training.sgd import train_stage
-from protopnet.training.start import sample_patches, start_from_patches
+from protopnet.training.start import check_directions, sample_patches, start_from_patches
 from protopnet.training.state import save_state
 
 
@@ -97,7 +97,9 @@ def run_data(run: Run, stage: Stage, state_in: str | None) -> Result:
     """List, check and split the images; lay down the network that training starts from."""
     run.reporter.begin(stage.name, 0)
     # Refuses a model that can't be built, before the images are read. One class shares any number of prototypes.
-    build_network(run.settings.model, _classes_expected(run.settings) or 1)
+    network = build_network(run.settings.model, _classes_expected(run.settings) or 1)
+    if isinstance(network, ProtoPNet) and run.settings.model.start == "data":
+        check_directions(network.add_on)
     dataset = open_dataset(run.settings, run.folder(stage))
     check_dataset(dataset, run.settings.data.max_bad)
     dataset.save(run.folder(stage))

@@ -152,14 +152,9 @@ def set_add_on(
     shape: Shape = COSINES,
 ) -> None:
     """Principal coordinates into the first convolution, the identity into those between, the gain into the last."""
-    convolutions = [module for module in add_on.modules() if isinstance(module, nn.Conv2d)]
-    first, *middle, last = convolutions
+    check_directions(add_on)
+    first, *middle, last = _convolutions(add_on)
     pairs = math.ceil(first.out_channels / 2)
-    if pairs > len(deviations_C):
-        raise UserError(
-            f"model.prototype_depth is too large for model.start data: {first.out_channels} channels need {pairs} "
-            f"directions, the backbone has {len(deviations_C)}; lower it, or set model.start to random"
-        )
     # Directions without variance (fewer patches than channels) would be noise blown up by whitening.
     scale_k = deviations_C[:pairs].clamp_min(1e-2 * float(deviations_C[0]) + 1e-12)
     if not shape.whiten:
@@ -173,6 +168,20 @@ def set_add_on(
         for convolution in middle:
             _set_identity(convolution, 1.0, 0.0)
         _set_identity(last, shape.gain, shape.bias)
+
+
+def check_directions(add_on: nn.Module) -> None:
+    """`UserError` if the add-on layers have more channels than the backbone has directions and their negatives."""
+    first = _convolutions(add_on)[0]
+    if first.out_channels > 2 * first.in_channels:
+        raise UserError(
+            f"model.prototype_depth {first.out_channels} is too large for model.start data: the {first.in_channels} "
+            f"channels of the backbone are enough for {2 * first.in_channels}; lower it, or set model.start to random"
+        )
+
+
+def _convolutions(add_on: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in add_on.modules() if isinstance(module, nn.Conv2d)]
 
 
 def _set_identity(convolution: nn.Conv2d, gain: float, bias: float) -> None:

@@ -74,9 +74,7 @@ def test_augmented_copies_are_the_same_for_any_cut(birds: Dataset, options: Call
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
-def test_an_image_that_is_gone_is_named_in_one_sentence(
-    birds_on_disk: Dataset, options: Callable, damage: str
-) -> None:
+def test_an_image_that_is_gone_is_named_in_one_sentence(birds_on_disk: Dataset, options: Callable, damage: str) -> None:
     rows = birds_on_disk.table
     victim = Path(rows["file"][5].as_py())
     if damage == "missing":

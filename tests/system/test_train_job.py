@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import Jobs, TrainedRun
 from PIL import Image
+from running_jobs import Jobs, TrainedRun
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -113,7 +113,10 @@ class TestTheBundle:
         """Manifest row and encoded file by uri."""
         dataset = Dataset.load(str(trained.folder / "stages/00-data"))
         rows = dataset.table.to_pylist()
-        return {r["uri"]: (r, data) for r, data in zip(rows, ImageReader().read(dataset.table, range(len(rows))))}
+        return {
+            r["uri"]: (r, data)
+            for r, data in zip(rows, ImageReader().read(dataset.table, range(len(rows))), strict=True)
+        }
 
     def test_every_prototype_is_a_patch_of_the_training_image_it_names(
         self, trained: TrainedRun, prototypes: list[dict], images: dict[str, tuple[dict, bytes]]
@@ -165,7 +168,8 @@ class TestTheBundle:
     def test_its_network_is_that_of_the_last_stage(self, trained: TrainedRun) -> None:
         state = load_file(trained.folder / "stages/04-last-layer/network.safetensors")
         network = load_bundle(str(trained.folder / "bundle")).network
-        assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+        tensors = {name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
+        assert all(torch.equal(tensor, state[name]) for name, tensor in tensors.items())
 
     def test_jobs_evaluate_agrees(self, trained: TrainedRun, jobs: Jobs, tmp_path: Path) -> None:
         shards = next((trained.folder / "stages/00-data").glob("birds-*"))
@@ -241,7 +245,12 @@ def from_data(jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(pixels).save(folder / "images" / f"class {label}" / f"{n:02d}.png")
     (folder / "images/class 1/broken.png").write_bytes(b"not an image")
     changes = {"data__source": "folder", "data__path": folder / "images", "train__cycles": 2, "augment__copies": 1}
-    changes |= {"model__start": "data", "model__similarity": "log", "model__prototypes": None, "train__warm_epochs": 1}
+    changes |= {
+        "model__start": "data",
+        "model__similarity": "log",
+        "model__prototypes": "null",
+        "train__warm_epochs": 1,
+    }
     changes |= {"train__joint_epochs": 0, "train__next_joint_epochs": 1, "last_layer__copies": 0}
     changes |= {"train__patience": 2}
     job = jobs.train(folder, name="own", **changes)

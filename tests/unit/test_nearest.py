@@ -113,9 +113,7 @@ class TestTheAuthorsPush:
         assert [row["image_id"] for row in best] == [first, second]
         assert [row["distance"] for row in best] == [0, 0]
 
-    def test_receptive_fields_are_theirs(
-        self, case: str, figures: dict[str, torch.Tensor], chosen: pa.Table
-    ) -> None:
+    def test_receptive_fields_are_theirs(self, case: str, figures: dict[str, torch.Tensor], chosen: pa.Table) -> None:
         cells = list(zip(chosen["row"].to_pylist(), chosen["column"].to_pylist(), strict=True))
         boxes = receptive_field_boxes(cells, ReceptiveField(*META[case]["rf_info"]), META[case]["image_size"])
         assert as_theirs(boxes) == figures["receptive_field_boxes"][:, 1:5].tolist()
@@ -170,7 +168,9 @@ def searches(draw: st.DrawFn) -> Search:
     )
 
 
-def in_shards(search: Search, shards: int, batch: int, k: int, random: np.random.Generator, **options: bool) -> pa.Table:
+def in_shards(
+    search: Search, shards: int, batch: int, k: int, random: np.random.Generator, **options: bool
+) -> pa.Table:
     """The images in any order, cut into shards and batches; their tables merged in any order, two by two."""
     order = random.permutation(len(search.labels))
     parts = [search.nearest(k, part, batch, **options) for part in np.array_split(order, shards) if len(part)]
@@ -196,9 +196,7 @@ def test_the_result_is_that_of_brute_force_however_images_are_cut(search: Search
 
 @given(search=searches(), seed=st.integers(0, 2**32), k=st.integers(1, 6), kind=st.sampled_from(["log", "cosine"]))
 @settings(max_examples=30, deadline=None)
-def test_one_per_image_takes_the_best_of_each_image_of_any_class(
-    search: Search, seed: int, k: int, kind: str
-) -> None:
+def test_one_per_image_takes_the_best_of_each_image_of_any_class(search: Search, seed: int, k: int, kind: str) -> None:
     search.kind = "log"
     random = np.random.default_rng(seed)
     for shards, batch in ((1, 64), (3, 1), (7, 64)):

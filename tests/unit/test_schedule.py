@@ -46,7 +46,11 @@ def test_each_cycle_trains_pushes_and_optimises() -> None:
         ["08-joint", "09-push", "10-last-layer"],
     ]
     epochs = [cycle[0].epochs for cycle in cycles]
-    assert [(e.first, e.end, e.warm, e.total) for e in epochs if e] == [(0, 11, 5, 31), (11, 21, 5, 31), (21, 31, 5, 31)]
+    assert [(e.first, e.end, e.warm, e.total) for e in epochs if e] == [
+        (0, 11, 5, 31),
+        (11, 21, 5, 31),
+        (21, 31, 5, 31),
+    ]
     assert [stage.cycle for stage in cycles[2]] == [2, 2, 2]
 
 
@@ -60,7 +64,10 @@ def test_warm_epochs_come_first_and_only_once() -> None:
 
 def test_a_run_may_begin_with_the_push() -> None:
     cycles = training_cycles(run_of(warm_epochs=0, joint_epochs=0, cycles=2))
-    assert [names(cycle) for cycle in cycles] == [["03-push", "04-last-layer"], ["05-joint", "06-push", "07-last-layer"]]
+    assert [names(cycle) for cycle in cycles] == [
+        ["03-push", "04-last-layer"],
+        ["05-joint", "06-push", "07-last-layer"],
+    ]
 
 
 def test_a_baseline_trains_as_many_epochs_in_one_stage() -> None:
@@ -103,6 +110,8 @@ def test_without_a_validation_split_every_cycle_is_run_and_the_last_is_kept() ->
     assert best_cycle([None, None, None]) == 2
 
 
-@pytest.mark.parametrize(("accuracies", "best"), [([0.5], 0), ([0.5, 0.7, 0.6], 1), ([0.5, 0.7, 0.7], 2), ([0.7, 0.5], 0)])
+@pytest.mark.parametrize(
+    ("accuracies", "best"), [([0.5], 0), ([0.5, 0.7, 0.6], 1), ([0.5, 0.7, 0.7], 2), ([0.7, 0.5], 0)]
+)
 def test_the_best_cycle_is_kept_and_the_later_of_equals(accuracies: list[float | None], best: int) -> None:
     assert best_cycle(accuracies) == best

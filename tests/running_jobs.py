@@ -1,0 +1,87 @@
+"""Jobs run as users run them: a command, its output, its exit code, and what it leaves behind."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# The whole way from images to a bundle, as small as it goes: 4 kinds of bird, 8 training images each.
+TINY = {
+    "config": "configs/quickstart.yaml",
+    "birds.classes": 4,
+    "birds.train_per_class": 10,
+    "birds.test_per_class": 3,
+    "birds.size": 64,
+    "model.image_size": 64,
+    "model.prototypes": 8,
+    "model.prototype_depth": 16,
+    "train.batch_size": 12,
+    "train.joint_epochs": 2,
+    "train.precision": "float32",
+    "augment.copies": 4,
+    "last_layer.max_iterations": 60,
+    "compute.threads": 1,
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that a user gets to see of an error of theirs."""
+        lines = self.err.strip().splitlines()
+        assert self.code == 2, self
+        assert len(lines) == 1, self
+        assert lines[0].startswith("error: "), self
+        return lines[0]
+
+
+class Jobs:
+    """Starts the jobs of this checkout."""
+
+    def options(self, **changes: object) -> list[str]:
+        """TINY with some settings changed; `model__cut` stands for `model.cut`, None leaves a setting out."""
+        settings = TINY | {name.replace("__", "."): value for name, value in changes.items()}
+        return [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
+
+    def start(self, job: str, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments]
+        environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+        environment.pop("RAY_ADDRESS", None)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def finish(self, process: subprocess.Popen[str], timeout: float = 500) -> Finished:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return Finished(process.returncode, out, err)
+
+    def run(self, job: str, *arguments: str) -> Finished:
+        return self.finish(self.start(job, *arguments))
+
+    def train(self, storage: Path | str, **changes: object) -> Finished:
+        return self.run("train", "--storage", str(storage), *self.options(**changes))
+
+    def start_training(self, storage: Path | str, **changes: object) -> subprocess.Popen[str]:
+        return self.start("train", "--storage", str(storage), *self.options(**changes))
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A complete run."""
+
+    storage: Path
+    folder: Path
+    job: Finished
