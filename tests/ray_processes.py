@@ -1,5 +1,6 @@
 """Finding and killing processes that a test has started: through /proc, and only its own descendants."""
 
+import contextlib
 import os
 import signal
 import time
@@ -51,11 +52,11 @@ def kill_first(name: str, below: int | None = None, timeout: float = 60) -> int:
 
 
 def kill_all(pids: list[int]) -> None:
+    """Kill -9 those of Ray's processes that are still there."""
     for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+        if "ray" in title(pid):  # and not another process that has been given the number since
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def wait_for(condition: Callable[[], T], timeout: float = 60) -> T:

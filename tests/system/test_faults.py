@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ray_processes import descendants, kill_all, kill_first, named, wait_for
+from ray_processes import descendants, kill_all, kill_first, named
 from running_jobs import Finished, Jobs, TrainedRun
 from safetensors.torch import load_file
 
@@ -58,22 +58,19 @@ def test_a_lost_training_worker_and_a_lost_push_actor_are_replaced(
 
 @pytest.fixture
 def orphans() -> Iterator[list[int]]:
-    """Processes that a killed driver may leave; gone by the end of the test."""
+    """What a killed driver leaves. Ray's processes end by themselves, its agents after a minute; nobody waits."""
     pids: list[int] = []
     yield pids
     kill_all(pids)
 
 
 def kill_driver(process: subprocess.Popen[str], orphans: list[int]) -> None:
-    below = descendants(process.pid)
-    orphans += below
+    orphans += descendants(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
     for stream in (process.stdout, process.stderr):
         if stream:
             stream.close()
-    # Ray's processes watch one another and end by themselves when their driver is gone.
-    wait_for(lambda: not [pid for pid in below if Path(f"/proc/{pid}").exists()], timeout=60)
 
 
 def test_a_lost_driver_goes_on_where_it_was(
