@@ -1,5 +1,6 @@
 # make train   a trained, explained model of generated birds, in minutes
 # make test    lint, types and the whole test suite
+# make bench   every hot path against what the machine allows
 # Each makes .venv from requirements.lock first, if it isn't there or is older than the lock.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= disabled
 export PYTHONUNBUFFERED = 1
 
-.PHONY: train test unit lint lock clean
+.PHONY: train test unit lint bench lock clean
 
 train: $(VENV)/.installed
 	$(BIN)/python jobs/train.py --config configs/quickstart.yaml $(ARGS)
@@ -39,3 +40,9 @@ lock:
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
+
+# Every hot path against what the machine allows; some 25 minutes on two cores, and quiet ones.
+bench: $(VENV)/.installed
+	@failed=0; for name in joint_step feed push last_layer two_workers prototype_layer; do \
+	  record=--record; [ $$name = prototype_layer ] && record=; \
+	  $(BIN)/python bench/$$name.py $$record || failed=1; done; exit $$failed
