@@ -32,8 +32,9 @@ from protopnet.config import RunSettings
 from protopnet.datasets.reader import ImageReader
 from protopnet.model.network import ProtoPNet, build_network, placed
 from protopnet.model.prototypes import true_float32
+from protopnet.training.nearest_pass import NearestTask
 from protopnet.training.passes import PassOptions, run_pass
-from protopnet.training.push import NearestTask, candidates_needed, push
+from protopnet.training.push import candidates_needed, push
 from protopnet.training.start import sample_patches, start_from_patches
 
 AUTHORS_BATCH = 75

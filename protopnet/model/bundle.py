@@ -41,6 +41,8 @@ PROTOTYPE_SCHEMA = pa.schema(
         ("image_id", pa.int64()),
         ("uri", pa.string()),
         ("sha256", pa.string()),  # of the encoded source image
+        ("width", pa.int32()),  # of the source image in pixels
+        ("height", pa.int32()),
         ("row", pa.int32()),  # of the patch on the latent map
         ("column", pa.int32()),
         ("box", _BOX),

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,6 +30,8 @@ _BUFFER_ACCELERATOR = 1 << 25
 # Squared distances below this are computed again by differences where no gradient is needed: the
 # expansion rounds them by up to 1e-7 of the squared norms, which is 1e-5 and more.
 _CLOSE = 1e-2
+# Numbers of patches that `distance_maps_of_pairs` has in memory at a time.
+_PATCH_NUMBERS = 1 << 22
 # Pairs (image, prototype) that the backward pass sorts or gathers at a time.
 _PAIRS = 1 << 20
 
@@ -94,6 +97,31 @@ def distance_maps(z_BDHW: Tensor, prototypes_PDhw: Tensor, kind: Kind) -> Tensor
             near = (d_BLP < _CLOSE).nonzero(as_tuple=True)
             d_BLP[near] = _by_difference(patches_BLQ, prototypes_PQ, *near)
     return d_BLP.transpose(1, 2).unflatten(2, map_size(z_BDHW, prototypes_PDhw)).contiguous()
+
+
+def distance_maps_of_pairs(
+    z_BDHW: Tensor, prototypes_PDhw: Tensor, image_U: np.ndarray, prototype_U: np.ndarray, kind: Kind
+) -> Tensor:
+    """Distance of one prototype to every patch of one image, for U pairs of them: `d_UHW`, from differences.
+
+    For the few prototypes that are evidence, where `distance_maps` would be mostly for nothing.
+    """
+    patches_BLQ, prototypes_PQ = patches(z_BDHW, *prototypes_PDhw.shape[2:]), prototypes_PDhw.flatten(1)
+    if kind == "cosine":
+        patches_BLQ, prototypes_PQ = _normalised(patches_BLQ), _normalised(prototypes_PQ)
+    chunk = max(1, _PATCH_NUMBERS // patches_BLQ[0].numel())
+    maps = [patches_BLQ.new_empty(0, patches_BLQ.shape[1])]
+    for image_u, prototype_u in zip(_split(image_U, chunk), _split(prototype_U, chunk), strict=True):
+        patches_uLQ, prototypes_u1Q = patches_BLQ[image_u], prototypes_PQ[prototype_u][:, None]
+        if kind == "cosine":
+            maps.append(1 - (patches_uLQ @ prototypes_u1Q.transpose(1, 2))[:, :, 0])
+        else:
+            maps.append((patches_uLQ - prototypes_u1Q).square_().sum(-1))
+    return torch.cat(maps).unflatten(1, map_size(z_BDHW, prototypes_PDhw))
+
+
+def _split(indices: np.ndarray, size: int) -> tuple[Tensor, ...]:
+    return torch.from_numpy(indices).split(size)
 
 
 def paired_distances(patches_NDhw: Tensor, prototypes_NDhw: Tensor, kind: Kind) -> Tensor:

@@ -71,7 +71,7 @@ class DescribeTask:
             "prototype": indices,
             "class": labels,
             "class_name": [self.classes[label] for label in labels],
-            **{name: [image[name]] * len(indices) for name in ("image_id", "uri", "sha256")},
+            **{name: [image[name]] * len(indices) for name in ("image_id", "uri", "sha256", "width", "height")},
             "row": [row for row, _ in cells],
             "column": [column for _, column in cells],
             "box": scale_boxes(activation_boxes(maps_pHW, size), *shape).tolist(),
@@ -108,6 +108,19 @@ def thumbnail(encoded: bytes) -> bytes:
     return sink.getvalue()
 
 
+def describe_prototypes(
+    network: ProtoPNet, dataset: Dataset, places: pa.Table, *, size: int, options: PassOptions
+) -> pa.Table:
+    """The rows of `prototypes.parquet`. places: image_id, row and column of the patch that each prototype is.
+
+    Raises RuntimeError for a prototype that isn't that patch.
+    """
+    rows = dataset.split("train")
+    rows = rows.filter(pc.is_in(rows["image_id"], value_set=pc.unique(places["image_id"])))
+    task = DescribeTask(network, size, places, dataset.classes)
+    return pa.concat_tables([output for _, output in run_pass(rows, task, options)]).sort_by("prototype")
+
+
 def write_bundle(
     uri: str,
     network: ProtoPNet | Baseline,
@@ -120,10 +133,7 @@ def write_bundle(
     prototypes = None
     if isinstance(network, ProtoPNet) and pushed is not None:
         places = pushed.select(["prototype", "image_id", "row", "column"])
-        rows = dataset.split("train")
-        rows = rows.filter(pc.is_in(rows["image_id"], value_set=pc.unique(places["image_id"])))
-        task = DescribeTask(network, settings.model.image_size, places, dataset.classes)
-        prototypes = pa.concat_tables([output for _, output in run_pass(rows, task, options)]).sort_by("prototype")
+        prototypes = describe_prototypes(network, dataset, places, size=settings.model.image_size, options=options)
     provenance = {
         "run": settings.name,
         "protopnet": __version__,

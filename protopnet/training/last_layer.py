@@ -7,7 +7,8 @@ a node. An iteration of the solver moves only weights out and gradients back.
 Legend: n rows (an image, or one augmented copy of it), P prototypes, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,17 +48,19 @@ class SimilarityTask:
 class RowStore:
     """The similarity rows of one node: training rows as a `RowBlock`, the others for evaluation.
 
-    Its methods change nothing, so a lost process is replaced and asked again.
+    `columns`: the prototypes that count, in this order; all when None. Its methods change nothing, so a lost process
+    is replaced and asked again.
     """
 
-    def __init__(self, blocks: list[ray.ObjectRef], num_classes: int):
+    def __init__(self, blocks: list[ray.ObjectRef], num_classes: int, columns: np.ndarray | None = None):
+        self.columns = slice(None) if columns is None else columns
         table = pa.concat_tables([unpack(block) for block in ray.get(blocks)])
         # Blocks end in any order; sums of floats would show it.
         table = table.sort_by([("image_id", "ascending"), ("copy", "ascending")])
         training = pc.equal(table["split"], "train")
         self.others = table.filter(pc.invert(training))
         rows = table.filter(training)
-        self.block = RowBlock(_matrix(rows), rows["label"].to_numpy(), num_classes)
+        self.block = RowBlock(self._matrix(rows), rows["label"].to_numpy(), num_classes)
         self.rows = len(rows)
 
     def size(self) -> int:
@@ -74,9 +77,16 @@ class RowStore:
         counts: dict[str, tuple[int, int]] = {}
         for split in pc.unique(self.others["split"]).to_pylist():
             rows = self.others.filter(pc.equal(self.others["split"], split))
-            predicted = (_matrix(rows) @ weights_KP.T).argmax(1)
+            predicted = (self._matrix(rows) @ weights_KP.T).argmax(1)
             counts[split] = (int((predicted == rows["label"].to_numpy()).sum()), len(rows))
         return counts
+
+    def _matrix(self, rows: pa.Table) -> np.ndarray:
+        column = rows["similarities"].combine_chunks()
+        if not len(rows):
+            return np.zeros((0, column.type.list_size), np.float32)[:, self.columns]
+        matrix_nP: np.ndarray = column.flatten().to_numpy().reshape(len(rows), -1)[:, self.columns]
+        return matrix_nP
 
 
 @dataclass(frozen=True)
@@ -103,37 +113,66 @@ def optimise_last_layer(
     `rows`: manifest rows of all splits. The ridge pulls towards the connections that training started with,
     +connection_scale to the own class and -connection_scale/2 to the others.
     """
-    num_classes = network.last_layer.out_features
-    task = SimilarityTask(network, size)
-    blocks = run_pass_in_place(with_copies(rows, settings.copies), task, options)
+    blocks = cache_similarities(network, rows, size=size, copies=settings.copies, options=options)
     on_images(len(rows))
-    stores = _stores_by_node(blocks, num_classes, options.plan.threads)
+    return solve_last_layer(network, connection_scale, blocks, settings=settings, threads=options.plan.threads)
+
+
+def cache_similarities(
+    network: ProtoPNet, rows: pa.Table, *, size: int, copies: int, options: PassOptions
+) -> list[ray.ObjectRef]:
+    """The similarities of the rows, and of so many augmented copies of each training row, left where they were
+    computed. `rows`: manifest rows of any splits."""
+    return run_pass_in_place(with_copies(rows, copies), SimilarityTask(network, size), options)
+
+
+def solve_last_layer(
+    network: ProtoPNet,
+    connection_scale: float,
+    blocks: list[ray.ObjectRef],
+    *,
+    settings: LastLayerSettings,
+    threads: int,
+    columns: np.ndarray | None = None,
+) -> LastLayerResult:
+    """Optimise the class connections on cached similarities; the network is left as it is.
+
+    columns: where its prototypes are among those of the cached similarities, if these are of other ones too.
+    """
+    num_classes = network.last_layer.out_features
     off_KP = off_class_KP(network.prototype_class.cpu().numpy(), num_classes)
     current_KP = network.last_layer.weight.detach().cpu().numpy()
-    total = sum(ray.get([store.size.remote() for store in stores]))
+    with _stores(blocks, num_classes, threads, columns) as stores:
+        total = sum(ray.get([store.size.remote() for store in stores]))
 
-    def everywhere(method: str, argument: np.ndarray) -> list[Any]:
-        reference = ray.put(argument)
-        return ray.get([getattr(store, method).remote(reference) for store in stores])
+        def everywhere(method: str, argument: np.ndarray) -> list[Any]:
+            reference = ray.put(argument)
+            return ray.get([getattr(store, method).remote(reference) for store in stores])
 
-    def second_moment(vector_P: np.ndarray) -> np.ndarray:
-        return np.sum(everywhere("second_moment", vector_P), axis=0)
+        def second_moment(vector_P: np.ndarray) -> np.ndarray:
+            return np.sum(everywhere("second_moment", vector_P), axis=0)
 
-    solution = solve(
-        lambda weights_KP: add_up(everywhere("loss_and_gradient", weights_KP), total),
-        np.where(off_KP, -connection_scale / 2, connection_scale),
-        off_KP,
-        l1=settings.l1,
-        ridge=settings.ridge,
-        tolerance=settings.tolerance,
-        max_iterations=settings.max_iterations,
-        metric=metric_of(second_moment, current_KP.shape[1]),
-        initial=current_KP,
-    )
-    before, after = _accuracies(stores, current_KP), _accuracies(stores, solution.weights.astype(np.float32))
-    for store in stores:
-        ray.kill(store)
+        solution = solve(
+            lambda weights_KP: add_up(everywhere("loss_and_gradient", weights_KP), total),
+            np.where(off_KP, -connection_scale / 2, connection_scale),
+            off_KP,
+            l1=settings.l1,
+            ridge=settings.ridge,
+            tolerance=settings.tolerance,
+            max_iterations=settings.max_iterations,
+            metric=metric_of(second_moment, current_KP.shape[1]),
+            initial=current_KP,
+        )
+        before, after = _accuracies(stores, current_KP), _accuracies(stores, solution.weights.astype(np.float32))
     return LastLayerResult(solution, before, after)
+
+
+def cached_accuracies(
+    connections_KP: np.ndarray, blocks: list[ray.ObjectRef], *, threads: int, columns: np.ndarray | None = None
+) -> dict[str, float]:
+    """Accuracy that these connections have on each split but training; `columns` as for `solve_last_layer`."""
+    with _stores(blocks, len(connections_KP), threads, columns) as stores:
+        return _accuracies(stores, connections_KP)
 
 
 def with_copies(rows: pa.Table, copies: int) -> pa.Table:
@@ -151,20 +190,27 @@ def off_class_KP(prototype_class_P: np.ndarray, num_classes: int) -> np.ndarray:
     return (prototype_class_P[None, :] != np.arange(num_classes)[:, None]).astype(np.float64)
 
 
-def _stores_by_node(blocks: list[ray.ObjectRef], num_classes: int, threads: int) -> list[ray.actor.ActorHandle]:
+@contextmanager
+def _stores(
+    blocks: list[ray.ObjectRef], num_classes: int, threads: int, columns: np.ndarray | None
+) -> Iterator[list[ray.actor.ActorHandle]]:
+    """A `RowStore` on each node that holds blocks; they end with the block of code."""
     places = ray.experimental.get_object_locations(blocks)
     by_node: dict[str, list[ray.ObjectRef]] = {}
     here = ray.get_runtime_context().get_node_id()
     for block in blocks:
         nodes = places[block]["node_ids"]
         by_node.setdefault(nodes[0] if nodes else here, []).append(block)
-    return [
+    stores = [
         RowStore.options(  # type: ignore[attr-defined]
             num_cpus=threads,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
-        ).remote(own, num_classes)
+        ).remote(own, num_classes, columns)
         for node, own in sorted(by_node.items())
     ]
+    yield stores
+    for store in stores:
+        ray.kill(store)
 
 
 def _accuracies(stores: list[ray.actor.ActorHandle], weights_KP: np.ndarray) -> dict[str, float]:
@@ -174,12 +220,3 @@ def _accuracies(stores: list[ray.actor.ActorHandle], weights_KP: np.ndarray) -> 
         for split, pair in hits.items():
             counts[split] = counts.get(split, np.zeros(2)) + np.array(pair)
     return {split: float(hit / all_) for split, (hit, all_) in counts.items()}
-
-
-def _matrix(rows: pa.Table) -> np.ndarray:
-    column = rows["similarities"].combine_chunks()
-    return (
-        column.flatten().to_numpy().reshape(len(rows), -1)
-        if len(rows)
-        else np.zeros((0, column.type.list_size), np.float32)
-    )

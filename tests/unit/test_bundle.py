@@ -41,6 +41,8 @@ def prototype_rows(count=4):
         "image_id": 7,
         "uri": "a.jpg",
         "sha256": "ab",
+        "width": 40,
+        "height": 30,
         "row": 1,
         "column": 2,
         "box": [0, 1, 20, 30],

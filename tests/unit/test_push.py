@@ -13,14 +13,13 @@ from protopnet.config import ModelSettings
 from protopnet.errors import UserError
 from protopnet.explain.nearest import CANDIDATE_SCHEMA, merge_nearest, rounding
 from protopnet.model.network import ProtoPNet, build_network
+from protopnet.training.nearest_pass import doubtful_images, exact_candidates
 from protopnet.training.push import (
     PushResult,
     _check_all_found,
     apply_push,
     candidates_needed,
     choose,
-    doubtful_images,
-    exact_candidates,
 )
 
 Place = tuple[int, int, int]  # image, row, column

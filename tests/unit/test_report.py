@@ -34,6 +34,8 @@ def prototypes(classes: list[str], each: int = 2) -> pa.Table:
             "image_id": label,
             "uri": f"s3://bucket/{name}/{number}.jpg",
             "sha256": "",
+            "width": 120,
+            "height": 80,
             "row": 1,
             "column": 5,
             "box": [0, 0, 1, 1],
