@@ -32,6 +32,8 @@ from protopnet.model.network import ProtoPNet, build_network, placed, set_phase
 from protopnet.training.last_layer import (
     LastLayerResult,
     SimilarityTask,
+    anchor_KP,
+    off_class_KP,
     optimise_last_layer,
     with_copies,
 )
@@ -141,7 +143,8 @@ class Subject:
         """Cross-entropy + l1 over all rows, in float64; and the same with the ridge."""
         weight = torch.from_numpy(np.asarray(weights_KP, np.float64))
         plain = self._loss(similarities_nP.double() @ weight.t(), labels_n, weight)
-        away = weight - self.network.last_layer.weight.double()
+        off_KP = off_class_KP(self.network.prototype_class.numpy(), len(weight))
+        away = weight - torch.from_numpy(anchor_KP(off_KP, self.settings.model.own_connection))
         return float(plain), float(plain + self.settings.last_layer.ridge / 2 * away.square().sum())
 
 

@@ -167,7 +167,11 @@ class LastLayerSettings(Section):
     """The convex optimisation of the class connections."""
 
     l1: float = Field(1e-4, ge=0, description="weight of the L1 norm of connections to other classes")
-    ridge: float = Field(1e-4, gt=0, description="weight of half the squared distance from the starting connections")
+    ridge: float = Field(
+        1e-4,
+        gt=0,
+        description="weight of half the squared distance from model.connection_scale to the own class, 0 to the others",
+    )
     copies: int = Field(
         1, ge=0, description="augmented copies of each training image beside the plain one, in the cached similarities"
     )

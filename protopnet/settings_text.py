@@ -23,12 +23,12 @@ def is_section(annotation: object) -> bool:
 
 
 def leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted name and field of every setting, in the order of the class."""
+    """Dotted name and field of every setting, in the order of the class. A field's alias goes before its name."""
     for name, field in section.model_fields.items():
         if is_section(field.annotation):
             yield from leaves(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
         else:
-            yield f"{prefix}{name}", field
+            yield f"{prefix}{field.alias or name}", field
 
 
 def section_of(settings_class: type[Section], dotted: str) -> type[Section]:

@@ -6,7 +6,6 @@ numbers in a test. Charts are in `charts`, the page itself is `report.html.j2`.
 
 import base64
 import io
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from PIL import Image
 
 from protopnet.explain import charts
 from protopnet.explain.boxes import activation_boxes
+from protopnet.explain.words import duration, flatten, percent, readable_names
 
 # Loss terms in the order of the page. Each is a chart: their scales differ.
 LOSS_TERMS = {
@@ -108,37 +108,6 @@ def write_report(run: RunReport) -> str:
         folded=len(run.classes) > OPEN_CLASSES,
         settings=list(flatten(run.settings)),
     )
-
-
-# ---------------------------------------------------------------------------------------------- words
-
-
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def duration(seconds: float) -> str:
-    """As people say it: 8.2 s, 3 min 20 s, 2 h 5 min."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def readable_names(classes: Sequence[str]) -> list[str]:
-    """Class names for people: `001.Black_footed_Albatross` is Black footed Albatross, unless two became the same."""
-    names = [re.sub(r"^\d+[._ -]+(?=\D)", "", name).replace("_", " ").strip() or name for name in classes]
-    return names if len(set(names)) == len(names) else list(classes)
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested settings as they are written on the command line: (model.backbone, resnet18)."""
-    pairs: list[tuple[str, Any]] = []
-    for name, value in settings.items():
-        pairs += flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
-    return pairs
 
 
 def _facts(run: RunReport) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from protopnet.config import LastLayerSettings
 from protopnet.datasets.rows import Dataset
 from protopnet.model.network import ProtoPNet
 from protopnet.model.prototypes import true_float32
-from protopnet.training.last_layer import LastLayerResult, off_class_KP, optimise_last_layer
+from protopnet.training.last_layer import LastLayerResult, anchor_KP, off_class_KP, optimise_last_layer
 from protopnet.training.solver import RowBlock, mean_over, metric_over, solve
 
 SETTINGS = LastLayerSettings(copies=0, l1=1e-3, ridge=1e-2, tolerance=1e-5, max_iterations=1000)
@@ -72,13 +72,14 @@ def test_it_is_the_optimum_of_the_same_problem_solved_here(
     off = off_class_KP(network.prototype_class.numpy(), 3)
     here = solve(
         mean_over([block]),
-        start,
+        anchor_KP(off, 1.0),
         off,
         l1=SETTINGS.l1,
         ridge=SETTINGS.ridge,
         tolerance=SETTINGS.tolerance,
         max_iterations=SETTINGS.max_iterations,
         metric=metric_over([block]),
+        initial=start,
     )
 
     assert here.converged
