@@ -43,6 +43,6 @@ clean:
 
 # Every hot path against what the machine allows; some 25 minutes on two cores, and quiet ones.
 bench: $(VENV)/.installed
-	@failed=0; for name in joint_step feed push last_layer two_workers prototype_layer; do \
+	@failed=0; for name in joint_step feed push last_layer two_workers prototype_layer explain; do \
 	  record=--record; [ $$name = prototype_layer ] && record=; \
 	  $(BIN)/python bench/$$name.py $$record || failed=1; done; exit $$failed

@@ -20,6 +20,7 @@ from PIL import Image
 
 from protopnet.explain import charts
 from protopnet.explain.boxes import activation_boxes
+from protopnet.explain.quality_table import QualityRow
 from protopnet.explain.words import duration, flatten, percent, readable_names
 
 # Loss terms in the order of the page. Each is a chart: their scales differ.
@@ -71,7 +72,8 @@ class RunReport:
     settings: the resolved settings, nested. metrics: rows of metrics.jsonl (stage, epoch from 0 or None, name, value).
     classes: names by label. confusion: K x K counts, a row a true class; None if nothing was evaluated. prototypes:
     a table with the columns of `PROTOTYPE_SCHEMA`; None for a baseline. bundle: where it is. summary: of
-    summary.json, `test_accuracy`, `seconds`, `image_passes` and `versions` are shown if they are there.
+    summary.json, `test_accuracy`, `seconds`, `image_passes` and `versions` are shown if they are there. examples:
+    explained test images (`training.examples`). quality: of the explanations, measured on the test images.
     """
 
     settings: Mapping[str, Any]
@@ -82,6 +84,8 @@ class RunReport:
     summary: Mapping[str, Any] = field(default_factory=dict)
     confusion: np.ndarray | Sequence[Sequence[int]] | None = None
     prototypes: pa.Table | None = None
+    examples: Sequence[Mapping[str, Any]] = ()
+    quality: Sequence[QualityRow] = ()
 
 
 def write_report(run: RunReport) -> str:
@@ -143,7 +147,7 @@ def _charts(run: RunReport) -> list[dict[str, Any]]:
         shown.append({"title": "Accuracy, %", "note": "", "svg": drawn})
     for name, title in LOSS_TERMS.items():
         curves = charts.series_by_name(epochs, {name: title})
-        if curves:
+        if any(min(curve.y) < max(curve.y) for curve in curves):  # a flat line says nothing
             drawn = charts.curves_chart(curves, pushes, description=f"{title} by epoch")
             shown.append({"title": title, "note": TERM_NOTES.get(name, ""), "svg": drawn})
     return shown

@@ -1,6 +1,7 @@
 """The end of a run: `summary.json`, TensorBoard events, `report.html`, and the last lines a person reads."""
 
 import platform
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -9,7 +10,10 @@ import torch
 
 from protopnet import __version__, storage
 from protopnet.explain.report import RunReport, StageReport, write_report
-from protopnet.model.bundle import load_bundle
+from protopnet.model.bundle import Bundle, load_bundle
+from protopnet.predictor import Predictor
+from protopnet.tables import read_table
+from protopnet.training.examples import explained_examples
 from protopnet.training.run import Result, Run
 
 
@@ -48,7 +52,8 @@ def report_of(run: Run, summary: dict[str, Any]) -> RunReport:
     """What the report shows, from the files of a finished run."""
     bundle_uri = storage.join(run.uri, "bundle")
     bundle = load_bundle(bundle_uri)
-    evaluated = storage.join(run.uri, "stages", list(run.results)[-1], "metrics.json")
+    evaluated = storage.join(run.uri, "stages", list(run.results)[-1])
+    tested = storage.exists(storage.join(evaluated, "metrics.json"))  # not where there are no test images
     return RunReport(
         settings=run.settings.model_dump(mode="json"),
         stages=[
@@ -59,9 +64,17 @@ def report_of(run: Run, summary: dict[str, Any]) -> RunReport:
         classes=bundle.classes,
         bundle=bundle_uri,
         summary=summary,
-        confusion=storage.read_json(evaluated)["confusion"],
+        confusion=storage.read_json(storage.join(evaluated, "metrics.json"))["confusion"] if tested else None,
         prototypes=bundle.prototypes,
+        examples=_examples(run, bundle, storage.join(evaluated, "predictions.parquet")) if tested else (),
     )
+
+
+def _examples(run: Run, bundle: Bundle, predictions_uri: str) -> Sequence[Mapping[str, Any]]:
+    """A few explained test images; none for a baseline."""
+    if bundle.prototypes is None:
+        return []
+    return explained_examples(Predictor([bundle]), run.dataset, read_table(predictions_uri))
 
 
 def _with_following(results: list[Result]) -> list[tuple[Result, Result]]:

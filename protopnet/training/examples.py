@@ -1,0 +1,79 @@
+"""Test images for the report of a run: three that the model got right and three that it got wrong, explained."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from protopnet import imaging
+from protopnet.datasets.reader import ImageReader
+from protopnet.datasets.rows import Dataset
+from protopnet.explain.evidence import Explanation
+from protopnet.explain.figures import Album, explained_image
+from protopnet.explain.words import readable_names
+from protopnet.predictor import Predictor
+
+EACH = 3
+LISTED = 4  # prototypes a class
+
+
+def choose_examples(predictions: pa.Table, each: int = EACH) -> tuple[list[int], list[int]]:
+    """image_id of images to explain: right ones and wrong ones, the surest first, each of another true class.
+
+    predictions: columns image_id, label, prediction, probability. A wrong answer given with confidence is the one
+    that most needs an explanation.
+    """
+    surest = predictions.sort_by([("probability", "descending"), ("image_id", "ascending")])
+    right: dict[int, int] = {}
+    wrong: dict[int, int] = {}
+    for row in surest.select(["image_id", "label", "prediction"]).to_pylist():
+        chosen = right if row["prediction"] == row["label"] else wrong
+        chosen.setdefault(row["label"], row["image_id"])
+    return list(right.values())[:each], list(wrong.values())[:each]
+
+
+def explained_examples(predictor: Predictor, dataset: Dataset, predictions: pa.Table) -> list[Mapping[str, Any]]:
+    """What the template of the report shows of each: see `figures.explained_image`; wrong ones with the true class too.
+
+    Each has `verdict`, a line about what the image is and was taken for, and `right`.
+    """
+    right, wrong = choose_examples(predictions)
+    image_ids = [*right, *wrong]
+    if not image_ids:
+        return []
+    places = np.searchsorted(dataset.table["image_id"].to_numpy(), image_ids)
+    rows = dataset.table.take(places)
+    photos = [imaging.decode(data) for data in ImageReader().read(rows, range(len(rows)))]
+    labels = rows["label"].to_pylist()
+    pixels_BHWC = torch.from_numpy(np.stack([imaging.resize(photo, predictor.size) for photo in photos]))
+    explanations = predictor.explain(
+        imaging.normalise(pixels_BHWC),
+        [photo.size for photo in photos],
+        top_classes=1,
+        top_prototypes=LISTED,
+        asked=[[label] for label in labels],
+        maps=True,
+    )
+    album, names = Album(predictor.explainer), readable_names(predictor.classes)
+    return [
+        {
+            **explained_image(uri.rsplit("/", 1)[-1], photo, explanation, album, names),
+            "right": image_id in right,
+            "verdict": _verdict(explanation, names),
+        }
+        for image_id, uri, photo, explanation in zip(
+            image_ids, rows["uri"].to_pylist(), photos, explanations, strict=True
+        )
+    ]
+
+
+def _verdict(explanation: Explanation, names: Sequence[str]) -> str:
+    top, truth = explanation.top, explanation.classes[-1]
+    if top is truth:
+        return f"Recognised as what it is: {names[truth.class_]}."
+    return (
+        f"{names[truth.class_]}, taken for {names[top.class_]}, which has {top.logit - truth.logit:.2f} points more. "
+        "Compare the two tables."
+    )
