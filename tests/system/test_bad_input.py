@@ -35,7 +35,8 @@ Train = Callable[..., Finished]
 def train(jobs: Jobs, tmp_path: Path) -> Train:
     def run(**changes: object) -> Finished:
         began = time.monotonic()
-        job = jobs.train(changes.pop("storage", tmp_path / "runs"), name="bad", **changes)  # type: ignore[arg-type]
+        storage = str(changes.pop("storage", tmp_path / "runs"))
+        job = jobs.run_here("train", "--storage", storage, *jobs.options(name="bad", **changes))
         assert time.monotonic() - began < QUICK
         assert "joint" not in job.out
         return job
@@ -163,17 +164,17 @@ class TestSettings:
 
 class TestEvaluate:
     def test_fewer_classes_than_the_bundle_s(self, trained: TrainedRun, jobs: Jobs, flowers: Path) -> None:
-        job = jobs.run("evaluate", str(trained.folder / "bundle"), str(flowers), "--output", str(flowers / "../out"))
+        job = jobs.run_here("evaluate", str(trained.folder / "bundle"), str(flowers), "--output", str(flowers / "../out"))
         assert "class" in job.error
 
     def test_no_bundle(self, jobs: Jobs, flowers: Path) -> None:
-        job = jobs.run("evaluate", str(flowers), str(flowers), "--output", str(flowers / "../out"))
+        job = jobs.run_here("evaluate", str(flowers), str(flowers), "--output", str(flowers / "../out"))
         assert str(flowers) in job.error
         assert "bundle" in job.error
 
     def test_a_missing_folder(self, trained: TrainedRun, jobs: Jobs, tmp_path: Path) -> None:
         bundle = str(trained.folder / "bundle")
-        job = jobs.run("evaluate", bundle, str(tmp_path / "nowhere"), "--output", str(tmp_path / "out"))
+        job = jobs.run_here("evaluate", bundle, str(tmp_path / "nowhere"), "--output", str(tmp_path / "out"))
         assert "nowhere" in job.error
 
     def test_a_damaged_bundle(self, trained: TrainedRun, jobs: Jobs, flowers: Path, tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ class TestEvaluate:
         damaged.mkdir()
         for file in (trained.folder / "bundle").iterdir():
             (damaged / file.name).write_bytes(file.read_bytes()[:-1])
-        job = jobs.run("evaluate", str(damaged), str(flowers), "--output", str(tmp_path / "out"))
+        job = jobs.run_here("evaluate", str(damaged), str(flowers), "--output", str(tmp_path / "out"))
         assert str(damaged) in job.error
 
 

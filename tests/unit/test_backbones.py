@@ -1,8 +1,5 @@
 """Cutting torchvision's networks and loading weights. The 17 themselves are in test_golden."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,8 +10,6 @@ from protopnet.errors import UserError
 from protopnet.model.backbones import build_backbone
 from protopnet.model.receptive_field import receptive_field
 from protopnet.model.weights import load_weights
-
-DATA = Path(os.environ.get("PROTOPNET_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 def output_of(network: nn.Module, module: str, x: torch.Tensor) -> torch.Tensor:
@@ -189,10 +184,8 @@ class TestWeights:
             self.loaded(tmp_path / "nowhere.pth")
 
     @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0"])
-    def test_given_weights_load(self, name):
-        path = DATA / "weights" / f"{name}.pth"
-        if not path.exists():
-            pytest.skip(f"no {path}: set PROTOPNET_TEST_DATA")
+    def test_given_weights_load(self, name, test_data):
+        path = test_data / "weights" / f"{name}.pth"
         backbone = build_backbone(name)
         before = {key: tensor.clone() for key, tensor in backbone.features.state_dict().items()}
         load_weights(backbone, str(path))

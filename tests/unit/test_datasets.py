@@ -667,16 +667,6 @@ def test_a_broken_official_layout_is_named(tmp_path: Path) -> None:
         list(cub_rows(str(tmp_path), settings))
 
 
-@pytest.fixture
-def test_data() -> Path:
-    """Folder of the real photographs; they aren't part of the repository."""
-    beside = Path(__file__).parents[2] / "../shared/data"
-    data = Path(os.environ.get("PROTOPNET_TEST_DATA", beside))
-    if not (data / "CUB_200_2011").is_dir():
-        pytest.skip(f"no CUB-200-2011 in {data} (set PROTOPNET_TEST_DATA)")
-    return data
-
-
 def test_official_photographs_are_cropped_to_the_published_sizes(test_data: Path, tmp_path: Path) -> None:
     settings = RunSettings(data=DataSettings(source="cub", path=str(test_data / "CUB_200_2011"), validation=0))
     dataset = open_dataset(settings, str(tmp_path))

@@ -9,69 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_evidence import CLASSES, PEAK, Sources, album, evidence, explanation, half_and_half
 from PIL import Image
 
 from protopnet.errors import UserError
 from protopnet.explain import pictures
-from protopnet.explain.evidence import ClassEvidence, Evidence, Explanation, Remainder, Source
 from protopnet.explain.figures import Album, class_figure, page
 from protopnet.explain.words import find_class, readable_names, shown_points
-
-CLASSES = ["001.Blue_Jay", "002.House_Wren", "003.<b>Crow</b>"]
-PEAK = [[0.0, 0.0, 0.0, 0.9], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]  # top right
-
-
-class Sources:
-    """What an album asks of an explainer, without networks: a picture, half red and half blue, for each prototype."""
-
-    classes = CLASSES
-
-    def __init__(self, jpeg: bytes | None) -> None:
-        self.jpeg = jpeg
-
-    def thumbnail(self, member: int, prototype: int) -> bytes | None:
-        return self.jpeg
-
-
-def half_and_half(width: int = 200, height: int = 100) -> Image.Image:
-    pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[:, : width // 2] = (220, 30, 30)
-    pixels[:, width // 2 :] = (30, 30, 220)
-    return Image.fromarray(pixels)
-
-
-def evidence(points: float, prototype: int = 0, **changes) -> Evidence:
-    source = Source(
-        image_id=1,
-        uri="jay/1.jpg",
-        sha256="ab",
-        width=400,
-        height=200,
-        box=(0, 0, 100, 200),
-        row=0,
-        column=0,
-        self_similarity=1,
-    )
-    given = {"member": 0, "prototype": prototype, "class_": 0, "class_name": CLASSES[0], "similarity": 0.5}
-    given |= {"connection": 2 * points, "points": points, "box": (0, 90, 40, 120), "row": 0, "column": 3}
-    return Evidence(**(given | {"activation_map": PEAK, "source": source} | changes))
-
-
-def explanation(listed: list[float], rest: float, label: int = 0) -> Explanation:
-    entry = ClassEvidence(
-        class_=label,
-        class_name=CLASSES[label],
-        probability=0.75,
-        logit=sum(listed) + rest,
-        own_points=0,
-        evidence=[evidence(value, number) for number, value in enumerate(listed)],
-        remainder=Remainder(prototypes=7, points=rest),
-    )
-    return Explanation(width=120, height=90, members=1, classes=[entry])
-
-
-def album(jpeg: bytes | None = None) -> Album:
-    return Album(Sources(jpeg or pictures.encoded(half_and_half())))  # type: ignore[arg-type]
 
 
 def test_heat_is_where_the_map_is_and_see_through_elsewhere():

@@ -7,12 +7,18 @@ from html.parser import HTMLParser
 import numpy as np
 import pyarrow as pa
 import pytest
+from made_evidence import CLASSES as MADE_CLASSES
+from made_evidence import album, explanation, half_and_half
 from PIL import Image
 
 from protopnet.config import RunSettings
 from protopnet.explain import charts
-from protopnet.explain.report import RunReport, StageReport, duration, flatten, readable_names, write_report
+from protopnet.explain.figures import explained_image
+from protopnet.explain.quality_table import quality_table
+from protopnet.explain.report import RunReport, StageReport, write_report
+from protopnet.explain.words import duration, flatten, readable_names
 from protopnet.model.bundle import PROTOTYPE_SCHEMA
+from protopnet.training.examples import choose_examples
 
 TERMS = ("total", "cross_entropy", "cluster", "separation", "l1", "accuracy", "validation_accuracy")
 
@@ -217,3 +223,34 @@ def test_words() -> None:
     assert readable_names(["001.Black_footed_Albatross", "7", "a_b"]) == ["Black footed Albatross", "7", "a b"]
     assert readable_names(["1.wren", "2.wren"]) == ["1.wren", "2.wren"]
     assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": 2}) == [("a.b", 1), ("a.c.d", None), ("e", 2)]
+
+
+def test_explained_images_and_the_quality_of_explanations_are_shown():
+    names = readable_names(MADE_CLASSES)
+    shown = explained_image("a bird.jpg", half_and_half(), explanation([4.126, 3.0], 1.0), album(), names)
+    examples = [
+        {**shown, "right": True, "verdict": "Recognised as what it is: Blue Jay."},
+        {**shown, "right": False, "verdict": "House Wren, taken for Blue Jay"},
+    ]
+    quality = quality_table({"sparsity": {"value": 0.25, "prototypes": 60}})
+    text = report(["wren", "jay"], examples=examples, quality=quality)
+    words = " ".join(text.split())
+    assert words.index("Explained test images") < words.index('id="curves"')
+    for said in ("House Wren, taken for Blue Jay", "4.13", "8.13", "7 other prototypes together", "0.25", "sparsity"):
+        assert said in words
+    assert 'href="#examples"' in text
+    assert not re.search(r"url\((?!data:)", text)
+    without = report(["wren", "jay"])
+    assert "Explained test images" not in without
+    assert "Quality of the explanations" not in without
+
+
+def test_the_surest_answers_are_explained_right_and_wrong_each_of_another_class():
+    rows = [  # image_id, label, prediction, probability
+        (0, 0, 0, 0.7), (1, 0, 0, 0.9), (2, 1, 1, 0.8), (3, 1, 0, 0.6), (4, 1, 2, 0.95), (5, 2, 2, 0.5), (6, 2, 0, 0.3)
+    ]  # fmt: skip
+    table = pa.table(
+        dict(zip(("image_id", "label", "prediction", "probability"), zip(*rows, strict=True), strict=True))
+    )
+    assert choose_examples(table, each=2) == ([1, 2], [4, 6])
+    assert choose_examples(table.filter(pa.compute.equal(table["label"], table["prediction"]))) == ([1, 2, 5], [])
