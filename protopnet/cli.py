@@ -74,7 +74,7 @@ def parse(settings_class: type[S], argv: Sequence[str] | None = None, *, descrip
     """
     fields = dict(leaves(settings_class))
     parser = _parser(settings_class, fields, description)
-    given, unknown = parser.parse_known_intermixed_args(_join_negative_numbers(argv))
+    given, unknown = parser.parse_known_intermixed_args(_underscored(_join_negative_numbers(argv), fields))
     problems = _unknown_arguments(unknown, fields)
     tree: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -172,6 +172,16 @@ def _join_negative_numbers(argv: Sequence[str] | None) -> list[str]:
         else:
             joined.append(token)
     return joined
+
+
+def _underscored(tokens: list[str], fields: Mapping[str, FieldInfo]) -> list[str]:
+    """`--max-bad` as `--max_bad`: either may be typed."""
+    spelled = []
+    for token in tokens:
+        name, equals, value = token.partition("=")
+        setting = name.removeprefix("--").replace("-", "_")
+        spelled.append(f"--{setting}{equals}{value}" if name.startswith("--") and setting in fields else token)
+    return spelled
 
 
 def _unknown_arguments(unknown: Sequence[str], fields: dict[str, FieldInfo]) -> list[str]:

@@ -25,11 +25,14 @@ _SHOWN = 3  # names that an error lists
 
 @dataclass(frozen=True)
 class Barred:
-    """A box on a training image."""
+    """A box on a training image. The image is known by its sha256: its copies are barred with it."""
 
-    image_id: int
     uri: str
+    sha256: str
     box: Box
+
+    def record(self) -> dict[str, Any]:
+        return {"uri": self.uri, "sha256": self.sha256, "box": list(self.box)}
 
 
 def parse_barred(text: str, rows: pa.Table) -> Barred:
@@ -44,54 +47,79 @@ def parse_barred(text: str, rows: pa.Table) -> Barred:
     row = _image(text, name, rows)
     height, width = row["height"], row["width"]
     if box.strip() == "all":
-        return Barred(row["image_id"], row["uri"], (0, 0, height, width))
+        return Barred(row["uri"], row["sha256"], (0, 0, height, width))
     top, left, bottom, right = map(int, box.split(","))
     if not (top < bottom <= height and left < right <= width):
         raise UserError(
             f"--forbid {text}: {box} isn't a box on this image of {height} rows and {width} columns of pixels; "
             "expected top,left,bottom,right with top < bottom and left < right"
         )
-    return Barred(row["image_id"], row["uri"], (top, left, bottom, right))
+    return Barred(row["uri"], row["sha256"], (top, left, bottom, right))
 
 
-def barred_patches(
-    barred: Iterable[Barred], rows: pa.Table, map_shape: tuple[int, int], prototype_shape: tuple[int, int]
-) -> dict[int, np.ndarray]:
-    """Which patches of each barred image lie on one of its boxes: by image_id, booleans in rows x columns of patches.
+def barred_before(history: Sequence[Mapping[str, Any]]) -> list[Barred]:
+    """What the corrections in a bundle's history barred: it stays so."""
+    records = [each for entry in history for step in entry["steps"] for each in step.get("barred", [])]
+    return [Barred(each["uri"], each["sha256"], tuple(each["box"])) for each in records]
 
-    map_shape: of the latent map, in cells. rows: manifest rows with those images.
+
+@dataclass(frozen=True)
+class Bars:
+    """Which patches of the training images are barred.
+
+    masks: by image_id, booleans in rows x columns of patches, for images with barred boxes only. shape: how many rows
+    and columns of patches there are.
     """
-    sizes = zip(rows["image_id"].to_pylist(), rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True)
-    size_of = {image_id: size for image_id, *size in sizes}
-    masks: dict[int, np.ndarray] = {}
-    for each in barred:
-        (top, left, bottom, right), sides = each.box, size_of[each.image_id]
-        across = [
-            _meets(interval, cells, patch, side)
-            for interval, cells, patch, side in zip(
-                ((top, bottom), (left, right)), map_shape, prototype_shape, sides, strict=True
-            )
-        ]
-        mask = across[0][:, None] & across[1]
-        masks[each.image_id] = masks.get(each.image_id, np.zeros_like(mask)) | mask
-    return masks
+
+    masks: Mapping[int, np.ndarray]
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls, barred: Sequence[Barred], rows: pa.Table, map_shape: tuple[int, int], prototype_shape: tuple[int, int]
+    ) -> "Bars":
+        """What lies on these boxes. rows: manifest rows; map_shape: rows and columns of the latent map, in cells."""
+        masks = {}
+        images = rows.filter(
+            pc.is_in(rows["sha256"], value_set=pa.array([each.sha256 for each in barred], pa.string()))
+        )
+        for image in images.select(["image_id", "sha256", "height", "width"]).to_pylist():
+            boxes = [each.box for each in barred if each.sha256 == image["sha256"]]
+            size = (image["height"], image["width"])
+            patches = [patches_on(box, size, map_shape, prototype_shape) for box in boxes]
+            masks[image["image_id"]] = np.any(patches, axis=0)
+        rows_of_patches, columns = (c - p + 1 for c, p in zip(map_shape, prototype_shape, strict=True))
+        return cls(masks, (rows_of_patches, columns))
+
+    def holding(self, places: Sequence[Place]) -> list[int]:
+        """Which of these patches are barred."""
+        found = enumerate(places)
+        return [p for p, (image, row, column) in found if image in self.masks and self.masks[image][row, column]]
+
+    def free(self, image_ids: Iterable[int]) -> int:
+        """How many patches of these images aren't barred."""
+        whole = self.shape[0] * self.shape[1]
+        return sum(whole - int(self.masks[image].sum()) if image in self.masks else whole for image in image_ids)
+
+    def with_places(self, places: Iterable[Place]) -> "Bars":
+        """Some more patches barred."""
+        masks = {image: mask.copy() for image, mask in self.masks.items()}
+        for image, row, column in places:
+            masks.setdefault(image, np.zeros(self.shape, dtype=bool))[row, column] = True
+        return Bars(masks, self.shape)
 
 
-def bar_places(masks: dict[int, np.ndarray], places: Iterable[Place], shape: tuple[int, int]) -> dict[int, np.ndarray]:
-    """The same masks with some more patches barred. shape: rows and columns of patches."""
-    more = {image_id: mask.copy() for image_id, mask in masks.items()}
-    for image_id, row, column in places:
-        more.setdefault(image_id, np.zeros(shape, dtype=bool))[row, column] = True
-    return more
+def patches_on(
+    box: Box, size: tuple[int, int], map_shape: tuple[int, int], prototype_shape: tuple[int, int]
+) -> np.ndarray:
+    """Which patches of an image of `size` (height, width) lie on a box: booleans in rows x columns of patches."""
+    sides = zip((box[::2], box[1::2]), size, map_shape, prototype_shape, strict=True)
+    down, across = (_meets(interval, side, cells, patch) for interval, side, cells, patch in sides)
+    return down[:, None] & across
 
 
-def on_barred(places: Sequence[Place], masks: Mapping[int, np.ndarray]) -> list[int]:
-    """Which of these patches are barred."""
-    return [p for p, (image, row, column) in enumerate(places) if image in masks and masks[image][row, column]]
-
-
-def _meets(interval: tuple[int, int], cells: int, patch: int, side: int) -> np.ndarray:
-    """Which patches along one side of an image of `side` pixels overlap the interval of pixels; in whole numbers."""
+def _meets(interval: Sequence[int], side: int, cells: int, patch: int) -> np.ndarray:
+    """Which patches along one side of an image, `side` pixels long, overlap the interval of pixels; in whole numbers."""
     first = np.arange(cells - patch + 1)
     return (first * side < interval[1] * cells) & ((first + patch) * side > interval[0] * cells)
 
@@ -132,7 +160,10 @@ def _named(name: str, rows: pa.Table) -> pa.Table:
 
 
 def _nearest(name: str, rows: pa.Table) -> str:
-    """What was probably meant: by the last part of the uri, which is what people copy."""
-    by_name = {uri.rpartition("/")[2]: uri for uri in rows["uri"].to_pylist()}
-    near = difflib.get_close_matches(name.rpartition("/")[2], by_name, n=_SHOWN, cutoff=0.0)
-    return f"the nearest names are {', '.join(by_name[leaf] for leaf in near)}" if near else "there is none at all"
+    """What was probably meant: compared with as much of the end of each uri as was given."""
+    parts = name.count("/") + 1
+    by_end = {"/".join(uri.split("/")[-parts:]): uri for uri in rows["uri"].to_pylist()}
+    near = difflib.get_close_matches(name, by_end, n=_SHOWN)
+    if near:
+        return f"the nearest names are {', '.join(by_end[end] for end in near)}"
+    return f"one of them is {next(iter(by_end.values()))}" if by_end else "there is none at all"

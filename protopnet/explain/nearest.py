@@ -66,8 +66,8 @@ def local_nearest(
 
     With `prototype_class_P` a prototype sees only images of its own class, and prototypes of classes that are
     not in the batch emit nothing. With `one_per_image` only the best patch of each image counts. Patches that are true
-    in `barred_BL` are passed over. Returns sorted CANDIDATE_SCHEMA rows, at most k a prototype (and up to `spare` more, see above), with the patch itself (D*h*w
-    floats) as `vector`.
+    in `barred_BL` are passed over. Returns sorted CANDIDATE_SCHEMA rows, at most k a prototype (and up to `spare` more,
+    see above), with the patch itself (D*h*w floats) as `vector`.
     """
     wanted_p = _prototypes_in_play(prototype_class_P, labels_B, len(prototypes_PDhw))
     B, _, H, W = latent_BDHW.shape

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from protopnet.explain.boxes import upsample
@@ -52,9 +51,7 @@ def middles(index_N: np.ndarray, map_shape: tuple[int, int], latent_shape: tuple
     return (corner_N2 + extent_2 / 2) / np.asarray(latent_shape)
 
 
-def parts_near(
-    places_N2: np.ndarray, points: Sequence[PartPoint], names: Sequence[str], half: float
-) -> np.ndarray:
+def parts_near(places_N2: np.ndarray, points: Sequence[PartPoint], names: Sequence[str], half: float) -> np.ndarray:
     """Which of the named parts have a key point within `half` of each place, along both axes: bool, N x names."""
     hits_NS = np.zeros((len(places_N2), len(names)), dtype=bool)
     for point in points:
@@ -87,16 +84,3 @@ def _without_side(part: str) -> str:
         if part.startswith((f"{side} ", f"{side}_")):
             return part[len(side) + 1 :]
     return part
-
-
-def to_arrow(places_N2: np.ndarray) -> list[float]:
-    """Places as a list for an Arrow column; `from_arrow` gives them back."""
-    return np.asarray(places_N2, dtype=np.float64).reshape(-1).tolist()
-
-
-def from_arrow(numbers: Sequence[float]) -> np.ndarray:
-    return np.asarray(numbers, dtype=np.float64).reshape(-1, 2)
-
-
-def device_indices(index: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(index).to(device)

@@ -8,7 +8,7 @@ Legend: P prototypes, K classes, D channels, h w of a prototype.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -162,6 +162,20 @@ class Draft:
 
     def without(self, removed: Sequence[int]) -> "Draft":
         return self.only([p for p in range(len(self)) if p not in set(removed)])
+
+    def moved(self, moving: Sequence[int], vectors_md: np.ndarray, places: pa.Table) -> "Draft":
+        """The draft with the prototypes at these places on other patches. places: image_id, row and column."""
+        prototypes_PDhw, onto = self.prototypes_PDhw.clone(), list(self.places)
+        shape = prototypes_PDhw[:0].shape[1:]
+        columns = (places[name].to_pylist() for name in ("image_id", "row", "column"))
+        for p, vector_d, place in zip(moving, vectors_md, zip(*columns, strict=True), strict=True):
+            prototypes_PDhw[p], onto[p] = torch.from_numpy(vector_d).view(shape), place
+        return replace(self, prototypes_PDhw=prototypes_PDhw, places=onto)
+
+    def labels(self, prototypes: Sequence[int]) -> list[int]:
+        """The classes that these prototypes of the draft are of."""
+        labels: list[int] = np.unique(self.prototype_class_P[list(prototypes)]).tolist()
+        return labels
 
     def named(self, prototypes: Sequence[int]) -> list[int]:
         """The numbers that the bundle gives to these prototypes of the draft."""

@@ -31,12 +31,18 @@ REENCODE_TOLERANCE = 1e-5
 
 @dataclass
 class DescribeTask:
-    """`ImageTask`: rows of `prototypes.parquet` for the prototypes that come from the images of a batch."""
+    """`ImageTask`: rows of `prototypes.parquet` for patches of the images of a batch.
+
+    places: prototype, image_id, row and column of each patch. `sources`: the patches are those that the prototypes come
+    from, which is checked; else any patches, `self_similarity` is that of the patch, and an image has its thumbnail
+    in one row only.
+    """
 
     network: ProtoPNet
     size: int
-    places: pa.Table  # prototype, image_id, row, column
+    places: pa.Table
     classes: list[str]
+    sources: bool = True
 
     def to(self, device: torch.device) -> "DescribeTask":
         placed(self.network, device)
@@ -60,12 +66,14 @@ class DescribeTask:
             list(zip(own["row"].to_pylist(), own["column"].to_pylist(), strict=True)),
         )
         prototypes_pDhw = network.prototypes[indices]
-        self._check_patches(latent_1DHW, indices, prototypes_pDhw, cells, image["uri"])
+        if self.sources:
+            self._check_patches(latent_1DHW, indices, prototypes_pDhw, cells, image["uri"])
         distances_pHW = distance_maps(latent_1DHW, prototypes_pDhw, network.kind)[0]
         maps_pHW = similarity(distances_pHW, network.kind, network.epsilon).cpu()
         seen = receptive_field(network.backbone, size)
         fields = receptive_field_boxes(cells, seen, size, (prototypes_pDhw.shape[2], prototypes_pDhw.shape[3]))
         shape = (size, image["width"], image["height"])
+        small = thumbnail(encoded)
         labels = network.prototype_class[indices].tolist()
         columns = {
             "prototype": indices,
@@ -78,7 +86,7 @@ class DescribeTask:
             "receptive_field": scale_boxes(fields, *shape).tolist(),
             "self_similarity": [float(m[cell]) for m, cell in zip(maps_pHW, cells, strict=True)],
             "activation_map": maps_pHW.tolist(),
-            "thumbnail": [thumbnail(encoded)] * len(indices),
+            "thumbnail": [small] * len(indices) if self.sources else [small] + [None] * (len(indices) - 1),
         }
         return pa.table(columns, schema=PROTOTYPE_SCHEMA)
 

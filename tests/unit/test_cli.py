@@ -1,12 +1,12 @@
 """Settings from YAML and the command line: precedence, help, and one-line errors."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field, field_validator
 
-from protopnet.cli import Positional, changed_settings, nearest, parse
+from protopnet.cli import Positional, Repeated, changed_settings, nearest, parse
 from protopnet.config import RunSettings, Section
 from protopnet.errors import UserError
 
@@ -99,6 +99,24 @@ def test_negative_numbers(given: str) -> None:
     assert parse(RunSettings, ["--train.separation", given]).train.separation == -0.08
 
 
+class Fence(Section):
+    """Bars patches."""
+
+    forbid: Annotated[list[str], Repeated("IMAGE:BOX")] = Field([], description="bar a patch")
+
+
+def test_repeated_options_keep_their_commas(tmp_path: Path) -> None:
+    assert parse(Fence, ["--forbid", "a,b.jpg:1,2,3,4", "--forbid=c:all"]).forbid == ["a,b.jpg:1,2,3,4", "c:all"]
+    assert parse(Fence, []).forbid == []
+    assert parse(Fence, ["--config", write(tmp_path, 'forbid: ["a:1,2,3,4"]')]).forbid == ["a:1,2,3,4"]
+
+
+def test_dashes_are_underscores() -> None:
+    given = ["--train.batch-size", "7", "--data.max-bad=0.5", "--name", "--not-a-setting-but-a-value".lstrip("-")]
+    settings = parse(RunSettings, given)
+    assert (settings.train.batch_size, settings.data.max_bad, settings.name) == (7, 0.5, "not-a-setting-but-a-value")
+
+
 def test_texts_stay_as_they_are() -> None:
     settings = parse(RunSettings, ["--storage", "s3://b/a,b=[c]", "--name", "123"])
     assert (settings.storage, settings.name) == ("s3://b/a,b=[c]", "123")
@@ -131,7 +149,7 @@ def test_unexpected_argument() -> None:
     [
         ("--model.backbon", "--model.backbone"),
         ("--backbone", "--model.backbone"),
-        ("--train.lr-add-on", "--train.lr_add_on"),
+        ("--train.lr-addon", "--train.lr_add_on"),
         ("--confg", "--config"),
         ("--model.back", "--model.backbone"),
     ],
