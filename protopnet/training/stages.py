@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from ray.exceptions import ActorUnavailableError, NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 
 from protopnet import storage
+from protopnet.budget import check_batch
 from protopnet.cluster import connect, plan_training
 from protopnet.config import RunSettings
 from protopnet.datasets.open import open_dataset
@@ -76,13 +78,31 @@ def _complete(run: Run, stage: Stage, state_in: str | None) -> None:
         if stage.kind != "data":
             connect(run.settings.compute)
         watch = Stopwatch()
-        result = STAGES[stage.kind](run, stage, state_in)
+        result = _persistently(run, stage, state_in)
         result = {"name": stage.name, "cycle": stage.cycle, **result, "seconds": round(watch.seconds, 2)}
         run.log.add(stage.name, result)
         run.log.flush()
         storage.write_json(marker, result)
     run.results[stage.name] = result
     run.reporter.end(stage.name, result["seconds"], _in_words(result, done))
+
+
+# What a stage meets when a node goes with the only copy of something. Lost processes alone Ray replaces itself.
+_LOST = (ActorUnavailableError, ObjectLostError, RayActorError, WorkerCrashedError, NodeDiedError)
+
+
+def _persistently(run: Run, stage: Stage, state_in: str | None) -> Result:
+    """Run the stage; begin it again where a lost node took what can't be made again within it.
+
+    A stage reads and writes files only, so a second beginning is like a first. (Of a joint stage Ray Train goes on from
+    the last epoch, and counts its own failures.)
+    """
+    for _ in range(run.settings.compute.max_failures):
+        try:
+            return STAGES[stage.kind](run, stage, state_in)
+        except _LOST as error:
+            run.reporter.note(f"begins again: {type(error).__name__}, a node or a process was lost")
+    return STAGES[stage.kind](run, stage, state_in)
 
 
 def _in_words(result: Result, done: bool) -> str:
@@ -170,6 +190,7 @@ def run_joint(run: Run, stage: Stage, state_in: str | None) -> Result:
 
     with listening(on_message) as events:
         plan = plan_training(run.settings.compute)
+        check_batch(plan, run.settings.train.batch_size)
         folder = storage.join(run.folder(stage), "train")
         summary = train_stage(
             run.settings, run.dataset_uri, state_in, run.state_uri(stage), epochs, plan, folder, events
@@ -182,7 +203,7 @@ def run_joint(run: Run, stage: Stage, state_in: str | None) -> Result:
         "test_accuracy_before": summary["test_accuracy_before"],
         "image_passes": summary["images"],
         "images_per_second": round(rate, 1),
-        "workers": plan.workers,
+        "workers": summary["workers"],
         "says": f"{summary['images']:,} image passes, {rate:.0f} img/s",
     }
 
