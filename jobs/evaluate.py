@@ -2,8 +2,11 @@
 
 python jobs/evaluate.py runs/quickstart/bundle my-images
 python jobs/evaluate.py s3://bucket/runs/cub/bundle s3://bucket/shards/cub --split test --output evaluation/cub
+python jobs/evaluate.py runs/cub20/bundle CUB_200_2011 --classes 20 --quality
 
-The data may be class folders, CUB-200-2011 in its official layout, or shards of jobs/prepare.py.
+The data may be class folders, CUB-200-2011 in its official layout, or shards of jobs/prepare.py. How good the
+explanations are (--quality) can be said in full where the images have key points: CUB-200-2011, generated birds, class
+folders with a parts.csv.
 """
 
 from typing import Literal
@@ -17,9 +20,11 @@ from protopnet.config import BirdSettings, ComputeSettings, DataSettings, Sectio
 from protopnet.datasets.open import open_dataset, recognise
 from protopnet.datasets.validate import check_bad_share
 from protopnet.errors import exit_with_a_sentence
+from protopnet.explain.quality_table import quality_text
 from protopnet.predictor import Predictor
 from protopnet.training.evaluate import evaluate, with_labels_of
 from protopnet.training.passes import PassOptions
+from protopnet.training.quality_pass import QualityOptions, check_explains
 
 
 class EvaluateSettings(Section):
@@ -33,9 +38,15 @@ class EvaluateSettings(Section):
     output: str = Field("evaluation", description="folder for metrics.json and predictions.parquet")
     classes: int | list[str] | None = Field(None, description="only the first N classes, or only the classes named")
     crop: Literal["boxes", "none"] = Field("boxes", description="for CUB: crop to bounding boxes, or full images")
+    quality: bool = Field(False, description="also measure how good the explanations are")
+    curve_images: int = Field(
+        200, ge=0, description="images, drawn at random, that deletion and insertion are measured on"
+    )
     batch_size: int = Field(64, ge=1, description="images a forward pass")
     max_bad: float = Field(0.05, ge=0, le=1, description="largest share of images that can't be read")
-    seed: int = Field(0, ge=0, description="seed of the splits, where the data has none of its own")
+    seed: int = Field(
+        0, ge=0, description="seed of the splits, where the data has none of its own, and of what --quality draws"
+    )
     compute: ComputeSettings = ComputeSettings()
 
 
@@ -50,6 +61,9 @@ def main() -> None:
     settings = parse(EvaluateSettings, description=__doc__)
     storage.check_writable(settings.output, "output")
     predictor = Predictor.load([settings.bundle])
+    quality = QualityOptions(settings.curve_images, settings.seed) if settings.quality else None
+    if quality is not None:
+        check_explains(predictor)
     data = DataSettings(
         source=recognise(settings.data),
         path=settings.data,
@@ -64,11 +78,13 @@ def main() -> None:
     rows = with_labels_of(predictor.classes, dataset, split)
     connect(settings.compute)
     options = PassOptions(plan=plan_pass(settings.compute), batch_size=settings.batch_size)
-    metrics = evaluate(predictor, rows, settings.output, options=options)
+    metrics = evaluate(predictor, rows, settings.output, options=options, quality=quality, source=dataset.source)
     print(f"{metrics['images']:,} images ({split}), {len(predictor.classes)} classes")
     for name, key in (("top-1", "top1"), ("top-5", "top5"), ("mean per class", "mean_per_class")):
         print(f"{name:<18} {100 * metrics[key]:.1f} %")
     print(f"calibration error  {100 * metrics['calibration_error']:.1f} %")
+    if quality is not None:
+        print(quality_text(metrics["quality"]))
     print(f"metrics and predictions: {storage.located(settings.output)}")
 
 

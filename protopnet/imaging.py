@@ -6,7 +6,7 @@ any number of threads (PIL lets go of the interpreter's lock while it decodes an
 """
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -41,11 +41,12 @@ _TURNS = {
 
 
 class BadImage(Exception):
-    """A file that can't be used as an image; `reason` is a short phrase for people."""
+    """A file that can't be used as an image; `reason` is a short phrase for people, `kind` says it to programs."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, kind: Literal["unknown", "damaged", "too-large"] = "damaged") -> None:
         super().__init__(reason)
         self.reason = reason
+        self.kind = kind
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
@@ -113,17 +114,17 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         if data.startswith(_BEGINNINGS):
             raise BadImage("damaged or cut off: its header can't be read") from error
         if data[4:12] in _PHONES:
-            raise BadImage("HEIC, which can't be decoded here; convert it to JPEG") from error
-        raise BadImage("not an image of a known kind (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, …)") from error
+            raise BadImage("HEIC, which can't be decoded here; convert it to JPEG", "unknown") from error
+        raise BadImage("not an image of a known kind (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, …)", "unknown") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(f"more pixels than data.max_pixels ({max_pixels}) allows") from error
+        raise BadImage(f"more pixels than data.max_pixels ({max_pixels}) allows", "too-large") from error
     except Exception as error:  # see decode
         raise _damaged(error) from error
     width, height = image.size
     if width < 1 or height < 1:
         raise BadImage("it has no pixels")
     if width * height > max_pixels:
-        raise BadImage(f"{width} x {height} pixels are more than data.max_pixels ({max_pixels})")
+        raise BadImage(f"{width} x {height} pixels are more than data.max_pixels ({max_pixels})", "too-large")
     return image
 
 

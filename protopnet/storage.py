@@ -30,6 +30,7 @@ from protopnet.errors import UserError
 _UNFINISHED = ".unfinished"  # suffix of a file that is being written, or was when its process was killed
 _COPY_BYTES = 16 << 20
 _THREADS = 16  # requests in flight when many objects are moved
+_ATTEMPTS = 10  # of one request to a bucket
 
 _open_filesystems: dict[tuple[object, ...], fsspec.AbstractFileSystem] = {}
 _opening = threading.Lock()
@@ -67,11 +68,20 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def _open_filesystem(scheme: str, uri: str) -> fsspec.AbstractFileSystem:
     # Listings aren't cached: other processes write the same folders.
-    options: dict[str, Any] = {"use_listings_cache": False} if scheme == "s3" else {}
+    options: dict[str, Any] = {"use_listings_cache": False, "config_kwargs": _retrying()} if scheme == "s3" else {}
     try:
         return fsspec.filesystem(scheme, skip_instance_cache=True, **options)
     except (ValueError, ImportError):
         raise UserError(f"{uri}: storage of this kind isn't supported; use a local path or s3://bucket/…") from None
+
+
+def _retrying() -> dict[str, Any]:
+    """How often S3 is asked again when it is busy or fails, unless the environment says it (`AWS_MAX_ATTEMPTS`).
+
+    boto's own default gives up after four: with thousands of requests to a throttled bucket, one of them will.
+    """
+    retries = {"mode": os.environ.get("AWS_RETRY_MODE", "standard"), "total_max_attempts": _ATTEMPTS}
+    return {} if "AWS_MAX_ATTEMPTS" in os.environ else {"retries": retries}
 
 
 @contextlib.contextmanager
@@ -90,9 +100,12 @@ def _said_plainly(uri: str) -> Iterator[None]:
             raise UserError(f"{uri}: there is no bucket of this name") from error
         raise
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(f"{uri}: {error.strerror}; make room or choose another place") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"{uri}: {error.strerror}; make room or choose another place") from error
+        if is_remote(uri) and isinstance(error.__cause__, ClientError):
+            # Not a fault of this one file: it must not pass for one.
+            raise UserError(f"{uri}: the bucket kept failing ({error}); the same command goes on from here") from error
+        raise
 
 
 def _require_bucket(uri: str) -> None:
@@ -223,18 +236,42 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     return sorted(f"{scheme}://{name}" for name in found if name.endswith(suffix) and not name.endswith("/"))
 
 
-def _local_files(folder: str, above: tuple[str, ...] = ()) -> list[str]:
+def each_file(uri: str) -> Iterator[str]:
+    """The files of `list_files` one after another, of which only a folder's or a page are held at a time.
+
+    Folder by folder in the order of names, or in the bucket's order of keys: always the same for the same files.
+    """
+    if not is_remote(uri):
+        try:
+            yield from _local_files(located(uri))
+        except PermissionError as error:
+            raise UserError(f"{error.filename} can't be listed: {error.strerror}") from error
+        return
+    fs, path = filesystem(uri)
+    scheme = uri.split("://", 1)[0]
+    bucket, _, prefix = path.partition("/")
+    page: dict[str, Any] = {"NextContinuationToken": None}
+    while "NextContinuationToken" in page:
+        token = page["NextContinuationToken"]
+        further = {"ContinuationToken": token} if token else {}
+        with _said_plainly(uri):
+            page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **further)
+        for found in page.get("Contents", []):
+            if not found["Key"].endswith("/"):
+                yield f"{scheme}://{bucket}/{found['Key']}"
+
+
+def _local_files(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     real = os.path.realpath(folder)
     if real in above or not os.path.isdir(real):
-        return []  # a link back to where we came from
-    files: list[str] = []
+        return  # a link back to where we came from
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                files += _local_files(entry.path, (*above, real))
-            elif not entry.name.endswith(_UNFINISHED):
-                files.append(entry.path)
-    return files
+        in_order = sorted(entries, key=lambda entry: entry.name)
+    for entry in in_order:
+        if entry.is_dir():
+            yield from _local_files(entry.path, (*above, real))
+        elif not entry.name.endswith(_UNFINISHED):
+            yield entry.path
 
 
 def delete_file(uri: str) -> None:

@@ -58,6 +58,11 @@ def cub_rows(path: str, settings: DataSettings) -> Iterator[dict[str, Any] | Bad
         yield row
 
 
+def cub_splits(root: str, classes: list[str]) -> list[tuple[str, str]]:
+    """Class and split of each image of these classes."""
+    return [(photo.class_name, photo.split) for photo in _photos(root, classes)]
+
+
 def _lines(root: str, name: str, columns: int) -> list[list[str]]:
     uri = storage.join(root, name)
     try:

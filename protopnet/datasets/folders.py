@@ -58,7 +58,7 @@ def scan_folder(path: str, settings: DataSettings, seed: int, progress: Progress
     root = storage.located(path)
     if not storage.is_folder(root):
         raise UserError(f"{path} isn't a folder (data.path); expected one sub-folder of images a class")
-    found, names = _list_images(root)
+    found, names = list_images(root)
     classes = chosen_classes(names, settings.classes)
     label_of = {name: label for label, name in enumerate(classes)}
     found = sorted((f for f in found if f.class_name in label_of), key=lambda f: (f.class_name, f.path))
@@ -83,7 +83,7 @@ def scan_folder(path: str, settings: DataSettings, seed: int, progress: Progress
     return Dataset(classes, table, source, error_table(errors))
 
 
-def _list_images(root: str) -> tuple[list[_Found], list[str]]:
+def list_images(root: str) -> tuple[list[_Found], list[str]]:
     """Image files, and the names of all classes, those without images among them."""
     paths = [uri[len(root) :].lstrip("/") for uri in storage.list_files(root)]
     shown = [path for path in paths if not any(piece.startswith(".") for piece in path.split("/"))]

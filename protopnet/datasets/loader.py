@@ -44,12 +44,11 @@ _SEED_PICTURE = 0
 class TrainLoader:
     """Batches of augmented images: uint8 (B, size, size, 3) and int64 labels (B,).
 
-    Every rank yields `len(loader)` = ceil(ceil(images * copies / world) / batch_size) batches an epoch, and
-    batch k has the same length on every rank. Batches are of `batch_size` images or slightly fewer
-    (`order.split_evenly`).
+    All ranks together see the same batches of at most `batch_size` images, however many ranks there are; each
+    rank yields its part of every batch. `len(loader)` = ceil(images * copies / batch_size) steps an epoch.
 
-    table: rows of a manifest (`rows.MANIFEST_SCHEMA`), the same on every rank. batch_size: images a step on
-    this rank. Uses `settings.seed`, `.augment`, `.model.image_size`, `.data.workers` and `.data.max_pixels`.
+    table: rows of a manifest (`rows.MANIFEST_SCHEMA`), the same on every rank. batch_size: images a step, over all
+    ranks together. Uses `settings.seed`, `.augment`, `.model.image_size`, `.data.workers` and `.data.max_pixels`.
     Iterating raises `UserError` if an image can no longer be read.
     """
 
@@ -61,7 +60,7 @@ class TrainLoader:
         on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world))
         self.settings, self.batch_size, self.rank, self.world = settings, batch_size, rank, world
         self.groups = order.row_groups(table)
-        self.images = order.images_per_worker(len(table), settings.augment.copies, world)
+        self.lengths = order.batch_lengths(len(table) * settings.augment.copies, batch_size)
         self.pictures = _Pictures(table, settings, cache_bytes=_cache_bytes() // on_this_machine)
         pin = torch.cuda.is_available() and settings.compute.gpu is not False
         self.feed: _ThreadFeed | _ProcessFeed
@@ -72,20 +71,23 @@ class TrainLoader:
 
     def __len__(self) -> int:
         """Steps of an epoch, the same on every rank."""
-        return -(-self.images // self.batch_size)
+        return len(self.lengths)
+
+    def weights(self) -> Iterator[float]:
+        """For each batch: what this rank's mean over its part counts for (`order.weight`)."""
+        return (order.weight(length, self.rank, self.world) for length in self.lengths)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch; any epoch, in any order, any number of times."""
-        pairs = order.epoch_order(
+        batches = order.epoch_batches(
             self.groups,
             copies=self.settings.augment.copies,
             seed=self.settings.seed,
             epoch=epoch,
-            rank=self.rank,
-            world=self.world,
+            batch_size=self.batch_size,
         )
-        batches = order.split_evenly(pairs, self.batch_size)
-        return self.feed.run([_Key(epoch, batch[:, 0], batch[:, 1]) for batch in batches])
+        own = (order.part(batch, self.rank, self.world) for batch in batches)
+        return self.feed.run([_Key(epoch, pairs[:, 0], pairs[:, 1]) for pairs in own])
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,17 @@
-"""Which images a training worker sees in an epoch, and in which order: arithmetic only, no image is touched.
+"""Which images a training step sees, and which of them each worker takes: arithmetic only, no image is touched.
 
-An epoch is `copies` passes over all images. Each pass is a new permutation, dealt out to the workers of the
-data-parallel group in equal parts. The order depends on the seed, the epoch and the group, and on nothing
-that happened before, so any epoch can be replayed when training resumes.
+An epoch is `copies` passes over all images, each pass a new permutation, cut into batches. The batches depend on the
+seed and the epoch, and on nothing that happened before, so any epoch can be replayed when training resumes; nor on the
+number of workers: a batch is dealt out to as many as there are, so a group may grow and shrink between epochs.
 
-Images that lie together in a row group of a shard stay near each other: row groups are permuted, each worker
-gets a run of them, and images are shuffled within windows of `WINDOW` row groups. So a worker reads each row
-group once, one after the other, which a bucket answers fast. Plain files are row groups of one image: for
-them the shuffle is complete.
+Images that lie together in a row group of a shard stay near each other: row groups are permuted, and images are
+shuffled within windows of `WINDOW` row groups. Of a batch each worker takes a run in the order of the row groups, so
+that it reads few of them, and those one after the other, which a bucket answers fast. Plain files are row groups of
+one image: for them the shuffle is complete.
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -33,50 +34,70 @@ def row_groups(table: pa.Table) -> np.ndarray:
     return np.unique(np.where(row_group < 0, alone, in_files), return_inverse=True)[1]
 
 
-def images_per_worker(images: int, copies: int, world: int) -> int:
-    """Images of one worker in an epoch: the same for all, so a few images may be seen once more.
+def batch_lengths(images: int, batch_size: int) -> list[int]:
+    """Lengths of the batches: as few as `batch_size` allows, which differ by one at most.
 
-    Never a single one where it can be helped: BatchNorm can't train on one image.
+    So no step is left with a remainder of one or two images.
     """
-    return max(math.ceil(images * copies / world), 2)
+    steps = math.ceil(images / batch_size)
+    share, remainder = divmod(images, steps)
+    return [share + (step < remainder) for step in range(steps)]
 
 
-def epoch_order(groups: np.ndarray, *, copies: int, seed: int, epoch: int, rank: int, world: int) -> np.ndarray:
-    """(m, 2) pairs (copy, index) of one worker in the order of training, m = `images_per_worker`."""
-    parts = [_part_of_pass(groups, seed, epoch, copy, rank, world) for copy in range(copies)]
-    order = np.concatenate([np.column_stack([np.full_like(part, copy), part]) for copy, part in enumerate(parts)])
-    if not len(order):  # fewer images than workers: the first worker's serve again
-        order = epoch_order(groups, copies=copies, seed=seed, epoch=epoch, rank=0, world=world)
-    return np.resize(order, (images_per_worker(len(groups), copies, world), 2))  # cycles
+def epoch_batches(groups: np.ndarray, *, copies: int, seed: int, epoch: int, batch_size: int) -> Iterator[np.ndarray]:
+    """(b, 3) rows (copy, index, place) of each batch of an epoch; place: where its row group comes in the pass."""
+    passes = (_pass(groups, seed, epoch, copy) for copy in range(copies))
+    ahead = next(passes)
+    for length in batch_lengths(len(groups) * copies, batch_size):
+        while len(ahead) < length:
+            ahead = np.concatenate([ahead, next(passes)])
+        yield ahead[:length]
+        ahead = ahead[length:]
 
 
-def split_evenly(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """The order cut into as few batches as `batch_size` allows, whose lengths differ by one at most.
+def part(batch: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """(m, 2) pairs (copy, index) that one of `world` workers takes of a batch."""
+    by_place = np.lexsort((batch[:, 2], batch[:, 0]))
+    return batch[np.sort(by_place[_share(len(batch), rank, world)]), :2]
 
-    All workers have equally many images, so step k has the same length on each: averaging their gradients
-    weighs every image alike, and no step is left with a remainder of one or two images.
+
+def weight(length: int, rank: int, world: int) -> float:
+    """What the mean over this worker's part counts for in the mean over all workers' means, 1 on average.
+
+    Averaging gradients gives each worker the same vote; the weight makes up for parts that differ by an image.
     """
-    return np.array_split(order, math.ceil(len(order) / batch_size))
+    lengths = [len(_share(length, other, world)) for other in range(world)]
+    return lengths[rank] * world / sum(lengths)
 
 
-def _part_of_pass(groups: np.ndarray, seed: int, epoch: int, copy: int, rank: int, world: int) -> np.ndarray:
-    place = np.random.default_rng((seed, epoch, copy, 0, _SEED_PASS)).permutation(int(groups.max()) + 1)
-    order = np.argsort(place[groups], kind="stable")
-    part = order[_slice_of(len(order), copy, rank, world)]
-    return _shuffle_windows(part, groups, np.random.default_rng((seed, epoch, copy, rank, _SEED_WINDOW)))
+def _share(length: int, rank: int, world: int) -> np.ndarray:
+    """Positions of one worker's share of a batch. With fewer than two images for each, some are taken twice.
+
+    BatchNorm can't train on a single image.
+    """
+    if length < 2 * world:
+        return np.arange(2 * rank, 2 * rank + 2) % length
+    return np.arange(rank * length // world, (rank + 1) * length // world)
 
 
-def _slice_of(images: int, copy: int, rank: int, world: int) -> slice:
-    """A worker's run in a pass. The remainder of the division falls to other workers in each pass."""
-    share, remainder = divmod(images, world)
-    turn = (rank - copy * remainder) % world  # the first `remainder` in turn get one image more
-    start = turn * share + min(turn, remainder)
-    return slice(start, start + share + (turn < remainder))
+def _pass(groups: np.ndarray, seed: int, epoch: int, copy: int) -> np.ndarray:
+    """(n, 3) rows (copy, index, place) of one pass over all images."""
+    place = np.random.default_rng((seed, epoch, copy, 0, _SEED_PASS)).permutation(int(groups.max()) + 1)[groups]
+    order = np.argsort(place, kind="stable")
+    order = _shuffle_windows(order, groups, np.random.default_rng((seed, epoch, copy, 0, _SEED_WINDOW)))
+    return np.column_stack([np.full_like(order, copy), order, place[order]])
 
 
-def _shuffle_windows(part: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    own = groups[part]
-    ordinal = np.cumsum(np.concatenate([[0], own[1:] != own[:-1]])) if len(own) else own
-    if len(own) and ordinal[-1] + 1 == len(own):
-        return part  # one image a group: shuffled already
-    return part[np.lexsort((rng.random(len(part)), ordinal // WINDOW))]
+def _shuffle_windows(order: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each row group's images at random, but evenly over its window: a batch has as many of one as of another.
+
+    So the run of row groups that a worker takes of each batch is nearly the same.
+    """
+    own = groups[order]
+    ordinal = np.cumsum(np.concatenate([[0], own[1:] != own[:-1]]))
+    if ordinal[-1] + 1 == len(own):
+        return order  # one image a group: shuffled already
+    at_random = order[np.lexsort((rng.random(len(order)), ordinal))]
+    counts = np.bincount(ordinal)
+    turn = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return at_random[np.lexsort(((turn + rng.random(len(order))) / counts[ordinal], ordinal // WINDOW))]

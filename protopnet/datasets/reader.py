@@ -1,5 +1,6 @@
 """The encoded bytes of a dataset's images, from plain files or from shards, on disk or in a bucket."""
 
+import errno
 import os
 import threading
 from collections import OrderedDict, defaultdict
@@ -62,7 +63,7 @@ class ImageReader:
     ) -> list[bytes | BadImage]:
         """As `read`, with a `BadImage` in the place of each file that can't be read (it is gone, say)."""
         return [
-            BadImage(f"can't be read: {image.strerror or image}") if isinstance(image, OSError) else image
+            BadImage(f"can't be read: {_plainly(image)}") if isinstance(image, OSError) else image
             for image in self._read(columns, indices)
         ]
 
@@ -130,6 +131,12 @@ def _read_file(file: str) -> bytes | OSError:
         return storage.read_bytes(file)
     except OSError as error:
         return error
+
+
+def _plainly(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):  # of a bucket: it has the name for its text
+        return os.strerror(errno.ENOENT)
+    return error.strerror or str(error)
 
 
 def _places(

@@ -10,12 +10,13 @@ overwriting a dataset shows either the old one or the new one. (Names with an un
 readers of a whole folder of Parquet.)
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from protopnet import storage
 from protopnet.config import DataSettings
@@ -95,6 +96,19 @@ def open_shards(uri: str, settings: DataSettings, seed: int) -> Dataset:
     if chosen != about["classes"]:
         errors = errors.filter(pc.is_in(errors["class_name"], value_set=pa.array(chosen, pa.string())))
     return Dataset(chosen, table, about["source"] | {"shards": root}, errors)
+
+
+def stream_index(uri: str, columns: list[str]) -> Iterator[pa.Table]:
+    """Columns of the rows of `open_shards`, in order of image_id, a piece at a time; `file` is a full location."""
+    root = storage.located(uri)
+    about = _about(root)
+    files = pa.array([storage.join(root, entry["name"]) for entry in about["files"]])
+    with storage.open_reader(storage.join(root, about["index"])) as handle:
+        index = pq.ParquetFile(handle, pre_buffer=False)
+        for group in range(index.num_row_groups):
+            rows = index.read_row_group(group, columns=columns, use_threads=False)
+            at = rows.schema.get_field_index("file")
+            yield rows.set_column(at, "file", files.take(rows["file"].combine_chunks()))
 
 
 def _about(root: str) -> dict[str, Any]:

@@ -65,12 +65,12 @@ def _cut(table: pa.Table, name: str, share: float, seed: int) -> pa.Table:
         if splits[i] == "train":
             by_class[label].append((hashlib.sha256(f"{name}/{seed}/{content}".encode()).hexdigest(), i))
     for ranked in by_class.values():
-        for _, i in sorted(ranked)[: _share_of(len(ranked), share)]:
+        for _, i in sorted(ranked)[: share_of(len(ranked), share)]:
             splits[i] = name
     return _replaced(table, "split", pa.array(splits, pa.string()))
 
 
-def _share_of(images: int, share: float) -> int:
+def share_of(images: int, share: float) -> int:
     """Rounded; of three images or more at least one, so that no class is missing; one stays in training."""
     wanted = int(share * images + 0.5)
     if images >= 3:

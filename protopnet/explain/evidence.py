@@ -146,7 +146,7 @@ class Explainer:
         """
         logits_BK = sum(view.logits_BK for view in views)
         assert isinstance(logits_BK, Tensor)
-        wanted = _wanted(logits_BK, top_classes, asked)
+        wanted = wanted_classes(logits_BK, top_classes, asked)
         image_R = np.repeat(np.arange(len(wanted)), [len(labels) for labels in wanted])
         class_R = np.concatenate([np.asarray(labels, dtype=np.int64) for labels in wanted])
         sizes_B2 = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
@@ -260,7 +260,7 @@ def explaining(bundle: Bundle) -> ProtoPNet:
     return bundle.network
 
 
-def _wanted(logits_BK: Tensor, top_classes: int, asked: Sequence[Sequence[int]] | None) -> list[list[int]]:
+def wanted_classes(logits_BK: Tensor, top_classes: int, asked: Sequence[Sequence[int]] | None) -> list[list[int]]:
     """Labels to explain for each image: the top ones, then those asked for that aren't among them."""
     # Stable: of equal logits the first class is the prediction, as with argmax.
     top_BC = logits_BK.sort(dim=1, descending=True, stable=True).indices[:, :top_classes].cpu().tolist()

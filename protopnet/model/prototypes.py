@@ -253,8 +253,17 @@ class _NearestPatch(torch.autograd.Function):
 
 def _chunk(patches_NQ: Tensor, P: int) -> int:
     """Prototypes at a time; at least 64, below which matrix products become slow."""
-    numbers = _BUFFER_CPU if patches_NQ.device.type == "cpu" else _BUFFER_ACCELERATOR
-    return max(1, min(P, max(64, numbers // max(1, len(patches_NQ)))))
+    return _prototypes_at_a_time(len(patches_NQ), P, patches_NQ.device.type == "cpu")
+
+
+def _prototypes_at_a_time(patches: int, P: int, on_cpu: bool) -> int:
+    numbers = _BUFFER_CPU if on_cpu else _BUFFER_ACCELERATOR
+    return max(1, min(P, max(64, numbers // max(1, patches))))
+
+
+def buffer_bytes(patches: int, P: int, on_cpu: bool = False) -> int:
+    """Memory that `min_distances` works in, for so many patches of a batch and so many prototypes."""
+    return 4 * patches * _prototypes_at_a_time(patches, P, on_cpu)
 
 
 def _sum_over_images(patches_BLQ: Tensor, index_BP: Tensor, weights_BP: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Accuracy of a bundle on labelled images: what the last stage of a run and `jobs/evaluate.py` share."""
+"""A bundle on labelled images, its accuracy and the quality of its explanations: what the last stage of a run and
+`jobs/evaluate.py` share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,16 @@ from protopnet.errors import UserError
 from protopnet.predictor import Predictor
 from protopnet.tables import write_table
 from protopnet.training.metrics import classification_metrics
-from protopnet.training.passes import PassOptions, run_pass
+from protopnet.training.passes import ImageTask, PassOptions, run_pass
+from protopnet.training.quality_pass import QualityOptions, quality_of, quality_task, with_sample
 
 
 @dataclass
 class ScoreTask:
-    """`ImageTask`: the logits of bundles."""
+    """`ImageTask`: the logits of bundles, for batches of one size."""
 
     predictor: Predictor
+    batch_size: int
 
     @property
     def size(self) -> int:
@@ -33,7 +36,7 @@ class ScoreTask:
         return self
 
     def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
-        logits_BK = self.predictor.scores(images_B3HW).logits_BK.cpu().numpy()
+        logits_BK = self.predictor.scores(images_B3HW, pad_to=self.batch_size).logits_BK.cpu().numpy()
         column = pa.FixedSizeListArray.from_arrays(pa.array(logits_BK.reshape(-1), pa.float32()), logits_BK.shape[1])
         return rows.select(["image_id", "uri", "label"]).append_column("logits", column)
 
@@ -44,19 +47,32 @@ def evaluate(
     output_uri: str,
     *,
     options: PassOptions,
+    quality: QualityOptions | None = None,
+    source: Mapping[str, Any] | None = None,
     on_images: Callable[[int], None] = lambda images: None,
 ) -> dict[str, Any]:
     """Score manifest rows whose labels are the predictor's (see `with_labels_of`).
 
-    Writes `metrics.json` and `predictions.parquet` under `output_uri`; returns the metrics.
+    Writes `metrics.json` and `predictions.parquet` under `output_uri`; returns the metrics. With `quality` they have
+    the quality of explanations too, and `prototype_quality.parquet` has it for each prototype; `source` (of the
+    dataset) says whether the images are generated birds, about which the truth is known.
     """
+    task: ImageTask = ScoreTask(predictor, options.batch_size)
+    if quality is not None:
+        task = quality_task(predictor, source or {}, quality, options.batch_size)
+        rows = with_sample(rows, quality)
     outputs = []
-    for images, output in run_pass(rows, ScoreTask(predictor), options):
+    for images, output in run_pass(rows, task, options):
         outputs.append(output)
         on_images(images)
     table = pa.concat_tables(outputs).sort_by("image_id").combine_chunks()
     logits_nK = table["logits"].chunk(0).flatten().to_numpy().reshape(len(table), -1)
     metrics = classification_metrics(logits_nK, table["label"].to_numpy(), predictor.classes)
+    if quality is not None:
+        measured = quality_of(predictor, table, source or {}, quality)
+        metrics["quality"] = measured.metrics
+        write_table(storage.join(output_uri, "prototype_quality.parquet"), measured.prototypes)
+    table = table.select(["image_id", "uri", "label", "logits"])
     write_table(storage.join(output_uri, "predictions.parquet"), predictions(table, logits_nK, predictor.classes))
     storage.write_json(storage.join(output_uri, "metrics.json"), metrics)
     return metrics

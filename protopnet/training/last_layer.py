@@ -212,7 +212,8 @@ def _stores(
         by_node.setdefault(nodes[0] if nodes else here, []).append(block)
     stores = [
         RowStore.options(  # type: ignore[attr-defined]
-            num_cpus=threads,
+            num_cpus=1,  # not all that it computes with: beside a service or another job it would wait for ever
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
         ).remote(own, num_classes, columns)
         for node, own in sorted(by_node.items())

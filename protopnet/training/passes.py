@@ -5,9 +5,9 @@ differ only in their `ImageTask`. The rows that travel through Ray Data are rows
 and decodes its own images (in threads, beside the network), so no pixel crosses a process.
 """
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -17,11 +17,11 @@ import ray
 import torch
 
 from protopnet import imaging
-from protopnet.cluster import PassPlan
+from protopnet.budget import PassPlan, mark
 from protopnet.config import AugmentSettings
 from protopnet.datasets import augment
+from protopnet.datasets.feed import Feed
 from protopnet.datasets.loader import changed
-from protopnet.datasets.reader import ImageReader
 from protopnet.errors import UserError
 from protopnet.model.prototypes import true_float32
 from protopnet.tables import from_bytes, to_bytes
@@ -30,7 +30,6 @@ from protopnet.tables import from_bytes, to_bytes
 # enough that Ray's cost per unit (some 10 ms) doesn't show.
 MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 128, 2048
 PLAIN = -1  # the value of column `copy` that stands for the image without augmentation
-_USED_OF_ROW = ("uri", "image_id", "copy", "width", "height")
 
 
 class ImageTask(Protocol):
@@ -68,40 +67,27 @@ class _ImageActor:
         # Ray Data hands over the reference itself, not the value.
         self.task: ImageTask = ray.get(task_ref).to(self.device)
         self.options = options
-        self.reader = ImageReader()
-        self.decoders = ThreadPoolExecutor(max(2, options.plan.threads))
+        pixels = partial(_pixels, size=self.task.size, options=options)
+        self.feed: Feed[np.ndarray] = Feed(pixels, max(2, options.plan.threads))
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        batches = self.feed.batches(in_batches(block, self.options.batch_size))
         try:
-            results = [self._forward(rows, pixels) for rows, pixels in self._batches(block)]
+            results = [self._forward(rows, np.stack(pixels)) for rows, pixels in batches]
             return _envelope(len(block), to_bytes(pa.concat_tables(results)), None)
         except UserError as error:  # goes back as a value: Ray would wrap an exception in stories of its own
             return _envelope(len(block), b"", str(error))
-
-    def _batches(self, block: pa.Table) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """Batches with their pixels; the next batch is decoded while the caller works on the present one."""
-        starts = range(0, len(block), self.options.batch_size)
-        slices = [block.slice(start, self.options.batch_size) for start in starts]
-        decoding = self._decode(slices[0])
-        for index, rows in enumerate(slices):
-            pixels = np.stack([future.result() for future in decoding])
-            if index + 1 < len(slices):
-                decoding = self._decode(slices[index + 1])
-            yield rows, pixels
-
-    def _decode(self, rows: pa.Table) -> list[Any]:
-        encoded = self.reader.read_each(rows, np.arange(len(rows)))
-        known = rows.select([name for name in _USED_OF_ROW if name in rows.column_names]).to_pylist()
-        return [
-            self.decoders.submit(_pixels, data, row, self.task.size, self.options)
-            for data, row in zip(encoded, known, strict=True)
-        ]
 
     def _forward(self, rows: pa.Table, pixels_BHWC: np.ndarray) -> pa.Table:
         # True float32 for the backbone as well: TF32 would make a patch depend on the GPU and on the batch.
         with torch.inference_mode(), true_float32():
             images_B3HW = imaging.normalise(torch.from_numpy(pixels_BHWC).to(self.device))
             return self.task(images_B3HW, rows)
+
+
+def in_batches(rows: pa.Table, size: int) -> list[pa.Table]:
+    """The rows in slices of `size`; the last may be smaller."""
+    return [rows.slice(start, size) for start in range(0, len(rows), size)]
 
 
 def _envelope(images: int, payload: bytes, error: str | None) -> pa.Table:
@@ -166,22 +152,42 @@ def unpack(block: pa.Table) -> pa.Table:
 
 
 def _execute(rows: pa.Table, task: ImageTask, options: PassOptions) -> ray.data.Dataset:
-    plan, blocks = options.plan, _cut(rows, options)
+    return over_blocks(_cut(rows, options), _ImageActor, (ray.put(task), options), options.plan)
+
+
+def over_blocks(
+    blocks: list[pa.Table], actor: Callable[..., Any], arguments: tuple[Any, ...], plan: PassPlan
+) -> ray.data.Dataset:
+    """Ray Data that hands each block whole to one of the plan's actors; lost actors are replaced."""
     return ray.data.from_arrow(blocks).map_batches(
-        _ImageActor,
-        fn_constructor_args=(ray.put(task), options),
+        actor,
+        fn_constructor_args=arguments,
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(plan.actors, len(blocks))),
         num_cpus=plan.cpus,
         num_gpus=plan.gpus or None,
+        resources=mark(plan.nodes) or None,
     )
 
 
 def _cut(rows: pa.Table, options: PassOptions) -> list[pa.Table]:
     """Slices of the manifest, one a unit of work."""
-    wanted = options.blocks or -(-len(rows) // MAX_BLOCK_ROWS)
-    if options.blocks is None:
-        wanted = max(wanted, min(8 * options.plan.actors, -(-len(rows) // MIN_BLOCK_ROWS)))
-    edges = np.linspace(0, len(rows), min(wanted, len(rows)) + 1).round().astype(int)
+    edges = _edges(len(rows), options.plan.actors, options.batch_size, options.blocks)
     return [rows.slice(start, end - start).combine_chunks() for start, end in pairwise(edges)]
+
+
+def blocks_of(rows: int, actors: int, batch_size: int) -> int:
+    """How many units of work a pass over so many images has."""
+    return len(_edges(rows, actors, batch_size, None)) - 1
+
+
+def _edges(rows: int, actors: int, batch_size: int, blocks: int | None) -> np.ndarray:
+    wanted = blocks or -(-rows // MAX_BLOCK_ROWS)
+    if blocks is None:
+        wanted = max(wanted, min(8 * actors, -(-rows // MIN_BLOCK_ROWS)))
+    edges = np.linspace(0, rows, min(wanted, rows) + 1)
+    if blocks is None:  # whole batches, as long as there are some
+        whole = (edges[:-1] / batch_size).round() * batch_size
+        edges = np.unique(np.minimum([*whole, rows], rows))
+    return edges.round().astype(int)

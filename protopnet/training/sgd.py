@@ -36,6 +36,8 @@ from protopnet.training.state import load_state, save_state
 from protopnet.training.step import mixed_precision, train_step
 
 REPORT_SECONDS = 0.5  # between two messages about running steps
+# A group takes new nodes in at most this often: each time it begins its epoch again.
+RESIZE_SECONDS = 600
 
 
 def train_stage(
@@ -65,8 +67,11 @@ def train_stage(
             "threads": plan.threads,
             "events": events,
         },
-        scaling_config=ScalingConfig(
-            num_workers=plan.workers, use_gpu=plan.gpu, resources_per_worker=plan.resources_per_worker
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # mypy sees the class of Train v1
+            num_workers=plan.num_workers,  # type: ignore[arg-type]
+            use_gpu=plan.gpu,
+            resources_per_worker=plan.resources_per_worker,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=RunConfig(
             name="sgd",
@@ -127,11 +132,11 @@ class _Worker:
         self.network.load_state_dict(load_state(config["state_in"]))
         placed(self.network, self.device)
         self.phase: Phase = "eval"
-        self.summary: dict[str, Any] = {"images": 0, "seconds": 0.0}
+        self.summary: dict[str, Any] = {"images": 0, "seconds": 0.0, "workers": self.world}
         self.loader = TrainLoader(
             self.train_rows,
             self.settings,
-            batch_size=per_worker_batch(self.settings.train.batch_size, self.world),
+            batch_size=self.settings.train.batch_size,
             rank=self.rank,
             world=self.world,
         )
@@ -145,7 +150,7 @@ class _Worker:
         with checkpoint.as_directory() as folder:
             state = torch.load(Path(folder) / "state.pt", map_location=self.device, weights_only=True)
         self.network.load_state_dict(state["network"])
-        self.summary = state["summary"]
+        self.summary = state["summary"] | {"workers": self.world}
         self._restored_optimiser = (
             state["optimiser"] if state["phase"] == self.epochs.phase(state["epoch"] + 1) else None
         )
@@ -174,10 +179,11 @@ class _Worker:
         sums: dict[str, torch.Tensor] = {}
         seen, told = 0, time.monotonic()
         joint_epochs = self.epochs.total - self.epochs.warm
-        for step, batch in enumerate(self.loader.epoch(epoch)):
+        batches = zip(self.loader.epoch(epoch), self.loader.weights(), strict=True)
+        for step, (batch, weight) in enumerate(batches):
             joint_epoch = epoch - self.epochs.warm + step / len(self.loader)
             set_learning_rates(self.optimiser, self.settings.train, joint_epoch, joint_epochs)
-            terms = train_step(self.model, self.network, self.optimiser, batch, self.settings.train)
+            terms = train_step(self.model, self.network, self.optimiser, batch, self.settings.train, weight)
             images = len(batch[1])
             seen += images
             for name, value in terms.items():
@@ -244,8 +250,3 @@ class _Worker:
             "optimiser": self.optimiser.state_dict(),
             "summary": self.summary,
         }
-
-
-def per_worker_batch(batch_size: int, world: int) -> int:
-    """The batch size is over all workers together; each takes its share."""
-    return max(1, batch_size // world)

@@ -27,6 +27,7 @@ from protopnet.training.describe import write_bundle
 from protopnet.training.evaluate import evaluate
 from protopnet.training.last_layer import optimise_last_layer
 from protopnet.training.progress import Stopwatch, listening
+from protopnet.training.quality_pass import QualityOptions
 from protopnet.training.run import Result, Run
 from protopnet.training.schedule import (
     Stage,
@@ -39,6 +40,9 @@ from protopnet.training.schedule import (
 from protopnet.training.sgd import train_stage
 from protopnet.training.start import check_directions, sample_patches, start_from_patches
 from protopnet.training.state import save_state
+
+# Test images of a run that deletion and insertion are measured on; `jobs/evaluate.py --quality` takes more.
+CURVE_IMAGES = 24
 
 
 def execute(run: Run) -> dict[str, Result]:
@@ -281,13 +285,22 @@ def run_bundle(run: Run, stage: Stage, state_in: str | None) -> Result:
 
 
 def run_evaluate(run: Run, stage: Stage, state_in: str | None) -> Result:
-    """The bundle, loaded anew, on the test images."""
+    """The bundle, loaded anew, on the test images: how often it is right, and how good its explanations are."""
     rows = run.dataset.split("test")
     if not len(rows):
         return {"test_accuracy": None, "says": "there are no test images"}
     run.reporter.begin(stage.name, len(rows))
     predictor = Predictor.load([storage.join(run.uri, "bundle")])
-    metrics = evaluate(predictor, rows, run.folder(stage), options=run.options(), on_images=run.counter())
+    explains = run.settings.model.kind == "protopnet"
+    metrics = evaluate(
+        predictor,
+        rows,
+        run.folder(stage),
+        options=run.options(),
+        quality=QualityOptions(CURVE_IMAGES, run.settings.seed) if explains else None,
+        source=run.dataset.source,
+        on_images=run.counter(),
+    )
     return {
         "test_accuracy": metrics["top1"],
         "test_top5": metrics["top5"],

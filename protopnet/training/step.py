@@ -20,10 +20,12 @@ def train_step(
     optimiser: torch.optim.Optimizer,
     batch: tuple[torch.Tensor, torch.Tensor],
     train: TrainSettings,
+    weight: float = 1.0,
 ) -> dict[str, torch.Tensor]:
     """Forward, backward and update with a batch of uint8 pixels and labels; returns the loss terms and the accuracy.
 
     `model` is what is called: the network itself, or the wrapper that averages its gradients over the workers.
+    `weight`: what this worker's gradients count for in that average, 1 where all have equally many images.
     """
     device = next(network.parameters()).device
     pixels_BHWC, labels_B = (tensor.to(device, non_blocking=True) for tensor in batch)
@@ -34,7 +36,7 @@ def train_step(
     else:
         terms = prototype_loss(output, labels_B, network, train)
     optimiser.zero_grad(set_to_none=True)
-    terms["total"].backward()
+    (weight * terms["total"]).backward()
     optimiser.step()
     terms["accuracy"] = (output.logits_BK.argmax(1) == labels_B).float().mean()
     return terms

@@ -9,6 +9,7 @@ import ray
 import torch
 
 from protopnet import __version__, storage
+from protopnet.explain.quality_table import quality_table
 from protopnet.explain.report import RunReport, StageReport, write_report
 from protopnet.model.bundle import Bundle, load_bundle
 from protopnet.predictor import Predictor
@@ -53,7 +54,8 @@ def report_of(run: Run, summary: dict[str, Any]) -> RunReport:
     bundle_uri = storage.join(run.uri, "bundle")
     bundle = load_bundle(bundle_uri)
     evaluated = storage.join(run.uri, "stages", list(run.results)[-1])
-    tested = storage.exists(storage.join(evaluated, "metrics.json"))  # not where there are no test images
+    measured = storage.join(evaluated, "metrics.json")
+    metrics = storage.read_json(measured) if storage.exists(measured) else {}  # there may be no test images
     return RunReport(
         settings=run.settings.model_dump(mode="json"),
         stages=[
@@ -64,9 +66,10 @@ def report_of(run: Run, summary: dict[str, Any]) -> RunReport:
         classes=bundle.classes,
         bundle=bundle_uri,
         summary=summary,
-        confusion=storage.read_json(storage.join(evaluated, "metrics.json"))["confusion"] if tested else None,
+        confusion=metrics.get("confusion"),
         prototypes=bundle.prototypes,
-        examples=_examples(run, bundle, storage.join(evaluated, "predictions.parquet")) if tested else (),
+        examples=_examples(run, bundle, storage.join(evaluated, "predictions.parquet")) if metrics else (),
+        quality=quality_table(metrics.get("quality", {})),
     )
 
 

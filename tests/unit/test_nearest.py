@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from protopnet.explain.boxes import activation_boxes, receptive_field_boxes
-from protopnet.explain.nearest import CANDIDATE_SCHEMA, local_nearest, merge_nearest, rounding
+from protopnet.explain.nearest import CANDIDATE_SCHEMA, local_nearest, merge_nearest, rank_of_image, rounding
 from protopnet.model.prototypes import distance_maps, similarity
 from protopnet.model.receptive_field import ReceptiveField
 from protopnet.training.push import choose
@@ -264,6 +264,26 @@ def test_spare_candidates_are_those_that_rounding_could_put_first() -> None:
     assert search.nearest(1, batch=7)["image_id"].to_pylist() == kept["image_id"].to_pylist()[:1]
     assert search.nearest(1, batch=7, spare=5).num_rows == 6
     assert noisy_copies(copies=30, noise=1e-2).nearest(1, batch=7, spare=64).num_rows == 1
+
+
+def test_images_of_one_colour_do_not_hide_one_another() -> None:
+    """Every patch of such an image is its best: there are more of them than are measured for one image."""
+    search = Search(torch.full((10, 3, 7, 7), 0.5), np.zeros(10, np.int32), torch.rand(2, 3, 1, 1), np.zeros(2))
+    for batch in (1, 64):
+        table = search.nearest(6, batch=batch, any_class=True, one_per_image=True)
+        assert places(table, 0) == places(table, 1) == [(image, 0, 0) for image in range(6)]
+
+
+def test_the_second_best_patch_of_an_image_is_kept_where_rounding_could_put_it_first() -> None:
+    latents = torch.zeros(2, 1, 1, 3)
+    latents[0, 0, 0] = torch.tensor([0.5, 0.5 + 1e-7, 0.9])
+    latents[1, 0, 0] = torch.tensor([0.7, 0.8, 0.9])
+    search = Search(latents, np.zeros(2, np.int32), torch.full((1, 1, 1, 1), 0.4), np.zeros(1))
+    in_doubt = search.map(np.arange(2), 2, one_per_image=True, spare=64)
+    assert places(in_doubt, 0) == [(0, 0, 0), (0, 0, 1), (1, 0, 0)]
+    assert rank_of_image(in_doubt).tolist() == [0, 0, 1]
+    assert places(search.map(np.arange(2), 1, one_per_image=True, spare=64), 0) == [(0, 0, 0), (0, 0, 1)]
+    assert places(search.map(np.arange(2), 2, one_per_image=True), 0) == [(0, 0, 0), (1, 0, 0)]
 
 
 def test_rounding_grows_with_the_root_of_the_distance() -> None:

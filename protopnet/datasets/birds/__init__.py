@@ -6,21 +6,26 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from protopnet.config import BirdSettings
 
+from .anatomy import PART_ID
 from .kinds import PARTS, Kind, distinguishing_parts, draw_kinds
-from .render import KeyPoint, render_bird
+from .render import KeyPoint, Picture, render, render_bird
 
 __all__ = [
     "PARTS",
+    "PART_ID",
     "KeyPoint",
     "Kind",
+    "Picture",
     "bird_kinds",
     "bird_row",
     "bird_rows",
     "distinguishing_parts",
     "image_rng",
+    "redraw",
     "render_bird",
 ]
 
@@ -49,11 +54,9 @@ def bird_row(settings: BirdSettings, kinds: list[Kind], label: int, split: str, 
     """One row but for its image_id; depends on the arguments alone, so rows may be drawn in any order."""
     kind = kinds[label]
     image, parts = render_bird(kind, image_rng(settings.seed, split, label, index), settings.size)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=92, subsampling=0)
-    data = buffer.getvalue()
+    data = _jpeg(image)
     return {
-        "uri": f"birds://{split}/{kind.name.replace(' ', '_')}/{index:04d}",
+        "uri": f"birds://{split}/{_folder(kind)}/{index:04d}",
         "image": data,
         "label": label,
         "class_name": kind.name,
@@ -68,3 +71,28 @@ def bird_row(settings: BirdSettings, kinds: list[Kind], label: int, split: str, 
 def image_rng(seed: int, split: str, label: int, index: int) -> np.random.Generator:
     """Random numbers of one image, the same in whatever order images are drawn."""
     return np.random.default_rng([seed, SPLITS.index(split), label, index])
+
+
+def redraw(settings: BirdSettings, kinds: list[Kind], uri: str, sha256: str) -> Picture | None:
+    """The picture behind a row, drawn once more, with its map of parts.
+
+    None where what is drawn now isn't what the row holds: another version of the renderer, or not a bird of ours.
+    """
+    scheme, _, path = uri.partition("://")
+    split, _, rest = path.partition("/")
+    folder, _, index = rest.partition("/")
+    label = next((label for label, kind in enumerate(kinds) if _folder(kind) == folder), None)
+    if scheme != "birds" or label is None or split not in SPLITS or not index.isdecimal():
+        return None
+    picture = render(kinds[label], image_rng(settings.seed, split, label, int(index)), settings.size)
+    return picture if hashlib.sha256(_jpeg(picture.image)).hexdigest() == sha256 else None
+
+
+def _folder(kind: Kind) -> str:
+    return kind.name.replace(" ", "_")
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=92, subsampling=0)
+    return buffer.getvalue()

@@ -1,0 +1,471 @@
+"""The quality metrics on hand-made cases whose answers are known, and the places they are taken at."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protopnet.config import BirdSettings, ModelSettings
+from protopnet.datasets.birds import PART_ID, bird_kinds, bird_row, redraw
+from protopnet.explain.boxes import upsample
+from protopnet.explain.observe import Observer
+from protopnet.explain.perturb import area_under, deletion_and_insertion, with_noise
+from protopnet.explain.places import BOX, PATCH, PartPoint, covered, middles, parts_near, peaks, without_sides
+from protopnet.explain.quality import Observation, curve_quality, drawn, part_quality, sparsity
+from protopnet.explain.quality_table import METRICS, quality_table, quality_text
+from protopnet.explain.truth import Birds, parts_under, prototypes_on_birds
+from protopnet.model.bundle import Bundle, BundleInfo, Preprocessing
+from protopnet.model.network import ProtoPNet, build_network
+from protopnet.model.prototypes import Kind
+from protopnet.predictor import Predictor
+
+NOWHERE = (np.nan, np.nan)
+HEAD, TAIL = PartPoint("head", 0.2, 0.2), PartPoint("tail", 0.8, 0.8)
+ON_HEAD, ON_TAIL, BETWEEN = (0.25, 0.2), (0.8, 0.7), (0.5, 0.5)
+
+
+def places(*pairs: tuple[float, float]) -> np.ndarray:
+    return np.array(pairs, dtype=np.float64).reshape(-1, 2)
+
+
+def image(image_id: int = 0, label: int = 0, points: Sequence[PartPoint] = (HEAD, TAIL), **more: Any) -> Observation:
+    """An image of class 0 that no prototype has anything to say of, but for what is given."""
+    nothing: dict[str, Any] = {"prediction": label, "own": [], "nearest": [], "nearest_similarity": []}
+    nothing |= dict.fromkeys(["own_places", "own_places_noisy", "evidence_places", "nearest_places"], places())
+    return Observation(image_id=image_id, label=label, points=points, **nothing | more)
+
+
+def own(at: Sequence[tuple[float, float]], noisy: Sequence[tuple[float, float]] | None = None) -> dict[str, Any]:
+    """Prototypes 0, 1, … of the image's class at these places."""
+    return {"own": list(range(len(at))), "own_places": places(*at), "own_places_noisy": places(*(noisy or at))}
+
+
+class TestPlaces:
+    def test_the_peak_of_one_active_cell_is_its_middle(self) -> None:
+        maps = torch.zeros(1, 7, 7)
+        maps[0, 2, 5] = 1
+        assert np.abs(peaks(maps, 224) - (2.5 / 7, 5.5 / 7)).max() < 1 / 224
+
+    def test_the_peak_of_a_cell_in_the_corner_is_in_it(self) -> None:
+        maps = torch.zeros(1, 7, 7)
+        maps[0, 6, 0] = 1  # enlarged, it rises towards the edge
+        y, x = peaks(maps, 224)[0]
+        assert 6 / 7 < y < 1
+        assert 0 < x < 1 / 7
+
+    @given(st.integers(0, 2**32 - 1), st.sampled_from([(7, 7), (12, 12), (3, 5)]))
+    def test_a_peak_is_the_highest_pixel_of_the_enlarged_map(self, seed: int, shape: tuple[int, int]) -> None:
+        maps = torch.rand(70, *shape, generator=torch.Generator().manual_seed(seed))
+        enlarged = upsample(maps, 96, 96).numpy()
+        y, x = (peaks(maps, 96) * 96 - 0.5).round().astype(int).T
+        assert np.allclose(enlarged[np.arange(70), y, x], enlarged.max((1, 2)), rtol=1e-6)
+
+    def test_a_flat_map_points_nowhere_and_hits_nothing(self) -> None:
+        found = peaks(torch.full((1, 7, 7), 0.3), 224)
+        assert np.isnan(found).all()
+        assert not parts_near(found, [PartPoint("head", 0.0, 0.0)], ["head"], BOX).any()
+
+    def test_boxes_are_square_and_hold_their_edge(self) -> None:
+        points = [PartPoint("in", 0.5 + BOX, 0.5 - BOX), PartPoint("out", 0.5, 0.5 + BOX + 1e-3)]
+        assert parts_near(places(BETWEEN), points, ["in", "out"], BOX).tolist() == [[True, False]]
+
+    def test_a_part_with_several_points_is_hit_if_one_is(self) -> None:
+        points = [PartPoint("leg", 0.9, 0.1), PartPoint("leg", 0.5, 0.5)]
+        assert parts_near(places(BETWEEN), points, ["leg"], PATCH).tolist() == [[True]]
+
+    def test_the_middle_of_a_patch(self) -> None:
+        assert middles(np.array([0, 8, 48]), (7, 7), (7, 7)) * 14 == pytest.approx(places((1, 1), (3, 3), (13, 13)))
+        assert middles(np.array([0, 35]), (6, 6), (7, 7)) * 7 == pytest.approx(places((1, 1), (6, 6)))  # 2 x 2 cells
+
+    def test_the_share_of_an_image_that_boxes_cover(self) -> None:
+        inside, corner = PartPoint("a", 0.5, 0.5), PartPoint("b", 0.0, 0.0)
+        assert covered([inside], BOX) == pytest.approx((2 * BOX) ** 2, rel=0.05)
+        assert covered([inside, inside], BOX) == covered([inside], BOX)
+        assert covered([corner], BOX) == pytest.approx(BOX**2, rel=0.1)
+
+    def test_left_and_right_become_one(self) -> None:
+        names = ["left eye", "right_wing", "leftover", "tail"]
+        assert [p.part for p in without_sides([PartPoint(n, 0, 0) for n in names])] == [
+            "eye",
+            "wing",
+            "leftover",
+            "tail",
+        ]
+
+
+class TestConsistency:
+    def test_eight_of_ten_images_on_one_part_are_enough_and_seven_are_not(self) -> None:
+        seen = [image(i, **own([ON_HEAD if i < 8 else BETWEEN, ON_HEAD if i < 7 else ON_TAIL])) for i in range(10)]
+        found = part_quality(seen, 2)
+        assert found.metrics["consistency"] == {"value": 0.5, "prototypes": 2}
+        assert found.prototypes["part"] == ["head", "head"]
+        assert found.prototypes["part_share"] == [0.8, 0.7]
+
+    def test_only_images_in_which_the_part_is_visible_count(self) -> None:
+        seen = [image(i, points=[TAIL] if i < 6 else [HEAD, TAIL], **own([ON_HEAD])) for i in range(10)]
+        found = part_quality(seen, 1)
+        assert found.prototypes["part_share"] == [1.0]
+        assert found.prototypes["images"] == [10]
+
+    def test_prototypes_whose_class_has_no_images_are_left_out(self) -> None:
+        found = part_quality([image(0, **own([ON_TAIL]))], 3)
+        assert found.metrics["consistency"] == {"value": 1.0, "prototypes": 1}
+        assert found.prototypes["part"] == ["tail", None, None]
+        assert found.prototypes["stability"] == [1.0, None, None]
+
+    def test_a_class_without_prototypes_and_images_without_points_change_nothing(self) -> None:
+        seen = [image(0, **own([ON_HEAD]))]
+        more = [image(1, label=1), image(2, points=[], **own([BETWEEN], [ON_HEAD]))]
+        assert part_quality(seen + more, 1).metrics | {"pointing": None} == part_quality(seen, 1).metrics
+
+    def test_without_any_key_point_there_is_nothing_to_say(self) -> None:
+        found = part_quality([image(0, points=[]), image(1, points=[])], 2)
+        assert set(found.metrics.values()) == {None}
+        assert found.prototypes["part"] == [None, None]
+
+
+class TestStability:
+    def test_an_image_counts_if_the_prototype_keeps_to_the_same_parts(self) -> None:
+        moved = [image(0, **own([ON_HEAD], [ON_HEAD])), image(1, **own([ON_HEAD], [ON_TAIL]))]
+        within = [image(2, **own([ON_HEAD], [(0.15, 0.2)])), image(3, **own([BETWEEN], [(0.5, 0.1)]))]
+        assert part_quality(moved + within, 1).metrics["stability"] == {"value": 0.75, "prototypes": 1}
+
+    def test_each_prototype_has_the_same_weight(self) -> None:
+        """Three images of one prototype, one of the other."""
+        seen = [image(i, **own([ON_HEAD], [ON_TAIL])) for i in range(3)]
+        seen.append(image(3, label=1, own=[1], own_places=places(ON_HEAD), own_places_noisy=places(ON_HEAD)))
+        assert part_quality(seen, 2).metrics["stability"]["value"] == 0.5
+
+
+class TestPurity:
+    def near(self, image_id: int, at: tuple[float, float], similarity: float = 0.9, **more: Any) -> Observation:
+        return image(image_id, nearest=[0], nearest_similarity=[similarity], nearest_places=places(at), **more)
+
+    def test_the_part_most_often_in_the_patch(self) -> None:
+        seen = [self.near(i, (0.2, 0.25) if i < 6 else (0.85, 0.8)) for i in range(10)]
+        found = part_quality(seen, 1)
+        assert found.metrics["purity"] == {"value": 0.6, "deviation": 0.0, "above_half": 1, "prototypes": 1}
+        assert found.prototypes["nearest_part"] == ["head"]
+
+    def test_only_the_ten_most_similar_images_count(self) -> None:
+        seen = [self.near(i, (0.2, 0.2)) for i in range(10)]
+        far = [self.near(i, BETWEEN, 0.8) for i in range(10, 30)]
+        assert part_quality(far + seen, 1).metrics["purity"]["value"] == 1.0
+
+    def test_a_patch_is_smaller_than_a_box(self) -> None:
+        assert part_quality([self.near(0, (0.2 + 20 / 224, 0.2))], 1).metrics["purity"]["value"] == 0.0
+
+    def test_left_and_right_are_one_part(self) -> None:
+        left, right = PartPoint("left eye", 0.2, 0.2), PartPoint("right eye", 0.6, 0.6)
+        seen = [self.near(i, (0.2, 0.2), points=[left, right]) for i in range(2)]
+        seen += [self.near(i, (0.6, 0.6), points=[left, right]) for i in (2, 3)]
+        assert part_quality(seen, 1).metrics["purity"]["value"] == 1.0
+
+    def test_the_order_in_which_images_come_doesn_t_matter(self) -> None:
+        """Equally similar ones: those with the lowest ids are taken."""
+        seen = [self.near(i, (0.2, 0.2) if i < 10 else BETWEEN) for i in range(20)]
+        assert part_quality(seen[::-1], 1).metrics["purity"] == part_quality(seen, 1).metrics["purity"]
+        assert part_quality(seen, 1).metrics["purity"]["value"] == 1.0
+
+
+def test_pointing_game_counts_places_and_says_what_chance_would_give() -> None:
+    seen = [
+        image(0, evidence_places=places((0.2, 0.2), BETWEEN, NOWHERE)),
+        image(1, evidence_places=places((0.8, 0.85))),
+    ]
+    found = part_quality(seen, 1).metrics["pointing"]
+    assert found["value"] == 2 / 4
+    assert found["chance"] == pytest.approx(2 * (2 * PATCH) ** 2, rel=0.1)
+    assert (found["places"], found["images"]) == (4, 2)
+
+
+class TestSparsity:
+    def test_one_distinct_prototype_a_class_is_1_and_ten_are_a_tenth(self) -> None:
+        prototypes = np.random.default_rng(0).random((10, 16, 1, 1), dtype=np.float32)
+        assert sparsity(prototypes, 10, 49)["value"] == pytest.approx(1)
+        assert sparsity(prototypes, 1, 49)["value"] == pytest.approx(0.1)
+
+    def test_copies_count_once(self) -> None:
+        prototypes = np.random.default_rng(0).random((4, 16, 1, 1), dtype=np.float32)
+        found = sparsity(np.concatenate([prototypes, prototypes]), 4, 49)
+        assert found == {"value": pytest.approx(1), "prototypes": 8, "distinct": 4}
+
+    def test_the_cells_of_larger_prototypes_count_too(self) -> None:
+        prototypes = np.random.default_rng(0).random((2, 8, 2, 1), dtype=np.float32)
+        assert sparsity(prototypes, 2, 10)["value"] == pytest.approx(2 * 1.1 / (2 + 4 / 10))
+
+
+class TestTruth:
+    """A picture of 4 x 4: the left half is bird, its upper half head, which distinguishes class 0."""
+
+    PARTS = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [2, 2, 0, 0], [2, 2, 0, 0]])
+    NAMES: ClassVar = {1: "head", 2: "tail"}
+    POINTS = (PartPoint("head", 0.25, 0.25), PartPoint("tail", 0.75, 0.25))
+
+    def bird(self, at: tuple[float, float], under: str, **more: Any) -> Observation:
+        known = drawn([under], self.PARTS, self.NAMES, self.POINTS, {"head"})
+        return image(points=self.POINTS, evidence_places=places(at), drawn=known, **more)
+
+    def test_what_a_picture_says(self) -> None:
+        known = drawn(["head"], self.PARTS, self.NAMES, self.POINTS, {"head"})
+        assert (known.bird, known.chance) == (0.5, 0.5)
+        assert known.chance_box == 0.5  # the four pixels of the head; the next row is 0.375 away
+        assert drawn([], np.zeros((4, 4), int), self.NAMES, [], {"head"}).chance == 0
+
+    def test_the_best_evidence_of_correct_predictions_is_looked_at(self) -> None:
+        right = [self.bird((0.3, 0.3), "head"), self.bird((0.4, 0.4), ""), self.bird((0.7, 0.2), "tail")]
+        wrong = [self.bird((0.7, 0.2), "tail", prediction=1)]
+        found = part_quality(right + wrong, 1, [{"head"}, {"tail"}]).metrics
+        assert found["truth"].pop("per_class") == [pytest.approx(2 / 3), None]
+        assert found["truth"] == {"value": pytest.approx(2 / 3), "chance": 0.5, "places": 3}
+        assert found["truth_exact"] == {"value": pytest.approx(1 / 3), "chance": 0.5, "places": 3}
+        assert found["on_bird"] == {"value": 0.75, "chance": 0.5, "places": 4}
+
+    def test_a_correct_prediction_without_evidence_is_a_miss(self) -> None:
+        known = drawn([], self.PARTS, self.NAMES, self.POINTS, {"head"})
+        found = part_quality([image(points=self.POINTS, drawn=known)], 1, [{"head"}]).metrics
+        assert found["truth"]["value"] == found["truth_exact"]["value"] == 0
+
+    def test_other_pictures_have_none(self) -> None:
+        assert "truth" not in part_quality([image()], 1).metrics
+        assert part_quality([image()], 1, [{"head"}]).metrics["truth"] is None
+
+    def test_the_part_under_a_place(self) -> None:
+        parts = np.zeros((10, 20), dtype=np.uint8)
+        parts[9, 19] = PART_ID["tail"]
+        assert parts_under(places((0.95, 0.98), (1.0, 1.0), (0.1, 0.1), NOWHERE), parts) == ["tail", "tail", "", ""]
+
+
+class TestBirdsDrawnAgain:
+    SETTINGS = BirdSettings(classes=4, size=48, train_per_class=2, test_per_class=2)
+
+    def test_the_key_points_lie_on_their_parts(self) -> None:
+        kinds = bird_kinds(self.SETTINGS)
+        birds = Birds.of({"kind": "birds", "crop": "none", "shards": "x"} | self.SETTINGS.model_dump(), self.names())
+        assert birds is not None
+        for split in ("train", "test"):
+            row = bird_row(self.SETTINGS, kinds, 2, split, 1)
+            points = [PartPoint(p["part"], p["y"], p["x"]) for p in row["parts"]]
+            at = places(*((p.y, p.x) for p in points))
+            found = birds.drawn(row["uri"], row["sha256"], 2, points, at)
+            assert found is not None
+            assert found.under == [p.part for p in points]
+            assert 0 < found.chance < found.chance_box <= 1
+
+    def test_another_picture_is_not_taken_for_it(self) -> None:
+        kinds = bird_kinds(self.SETTINGS)
+        row = bird_row(self.SETTINGS, kinds, 0, "test", 0)
+        assert redraw(self.SETTINGS, kinds, row["uri"], "0" * 64) is None
+        for uri in ("/data/a.jpg", "birds://test/Nobody/0000", "birds://else/x/0000", "birds://test"):
+            assert redraw(self.SETTINGS, kinds, uri, row["sha256"]) is None
+
+    def test_classes_are_told_apart_among_those_of_the_bundle(self) -> None:
+        source = {"kind": "birds"} | self.SETTINGS.model_dump()
+        two = Birds.of(source, self.names()[:2])
+        assert two is not None
+        assert two.distinguishing_K[0] == two.distinguishing_K[1] != set()  # what differs between just these two
+        assert Birds.of(source, ["Robin"]) is None
+        assert Birds.of({"kind": "folder"}, self.names()) is None
+
+    def test_prototypes_on_the_ground_and_on_telling_parts(self) -> None:
+        """Maps of 24 x 24 cells with one active cell each, all of which is one part."""
+        kinds = bird_kinds(self.SETTINGS)
+        birds = Birds.of({"kind": "birds"} | self.SETTINGS.model_dump(), self.names())
+        assert birds is not None
+        row = bird_row(self.SETTINGS, kinds, 0, "train", 0)
+        picture = redraw(self.SETTINGS, kinds, row["uri"], row["sha256"])
+        assert picture is not None
+        telling = [PART_ID[part] for part in birds.distinguishing_K[0]]
+        cells = picture.part_map.reshape(24, 6, 24, 6).swapaxes(1, 2).reshape(24, 24, 36)
+        places = [np.isin(cells, telling).all(2), (cells == PART_ID["belly"]).all(2), (cells == 0).all(2)]
+        maps = []
+        for y, x in (np.argwhere(place[1:-1, 1:-1])[0] + 1 for place in places):
+            active = np.zeros((24, 24), dtype=np.float32)
+            active[y, x] = 1
+            maps.append(active.tolist())
+        columns = {name: [row[name]] * 3 for name in ("uri", "sha256")}
+        table = pa.table(columns | {"class": [0] * 3, "activation_map": maps})
+        found = prototypes_on_birds(table, birds, 48)
+        assert found["prototypes_on_bird"]["value"] == pytest.approx(2 / 3)
+        assert found["prototypes_on_truth"]["value"] == pytest.approx(1 / 3)
+        assert found["prototypes_on_truth"]["prototypes"] == 3
+        assert prototypes_on_birds(table.slice(0, 0), birds, 48) == {}
+
+    def names(self) -> list[str]:
+        return [kind.name for kind in bird_kinds(self.SETTINGS)]
+
+
+class TestCurves:
+    """The score is the share of the image's sum that is left; one pixel holds all of it."""
+
+    @staticmethod
+    def left(images: torch.Tensor) -> torch.Tensor:
+        return images.sum((1, 2, 3)) / 3
+
+    def one_pixel(self) -> tuple[torch.Tensor, torch.Tensor]:
+        image, saliency = torch.zeros(3, 4, 4), torch.zeros(4, 4)
+        image[:, 1, 2] = saliency[1, 2] = 1
+        return image, saliency
+
+    def test_where_the_map_is_right_deletion_falls_and_insertion_rises_at_once(self) -> None:
+        deletion, insertion = deletion_and_insertion(self.left, *self.one_pixel(), steps=16)
+        assert deletion == [1.0] + [0.0] * 16
+        assert insertion == [0.0] + [1.0] * 16
+        assert area_under(deletion) == pytest.approx(0.5 / 16)
+        assert area_under(insertion) == pytest.approx(15.5 / 16)
+
+    def test_where_it_is_wrong_they_do_so_last(self) -> None:
+        image, saliency = self.one_pixel()
+        deletion, insertion = deletion_and_insertion(self.left, image, -saliency, steps=16)
+        assert deletion == [1.0] * 16 + [0.0]
+        assert insertion == [0.0] * 16 + [1.0]
+
+    def test_pixels_go_in_equal_steps_the_first_of_equal_ones_first(self) -> None:
+        deletion, insertion = deletion_and_insertion(self.left, torch.full((3, 4, 4), 1 / 16), torch.zeros(4, 4), 8)
+        assert deletion == pytest.approx(np.linspace(1, 0, 9).tolist())
+        assert insertion == pytest.approx(np.linspace(0, 1, 9).tolist())
+        assert area_under(deletion) == pytest.approx(0.5)
+
+    def test_published_steps(self) -> None:
+        sizes: list[int] = []
+
+        def count(images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            return (images == 0).all(1).sum((1, 2)).float()
+
+        deletion, insertion = deletion_and_insertion(count, torch.ones(3, 224, 224), torch.rand(224, 224))
+        assert sizes == [29 + 27]  # both ends are shared
+        assert deletion == [1792.0 * step for step in range(29)]
+        assert insertion == deletion[::-1]
+
+    def test_the_mean_over_images(self) -> None:
+        assert curve_quality([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]) == {"value": 0.5, "images": 2, "curve": [1, 0.5, 0]}
+        assert curve_quality([]) is None
+
+
+class TestNoise:
+    def test_it_depends_on_the_image_and_not_on_its_place(self) -> None:
+        images = torch.zeros(3, 3, 16, 16)
+        noisy = with_noise(images, [5, 6, 7], seed=1)
+        assert torch.equal(with_noise(images[:1], [6], seed=1)[0], noisy[1])
+        assert not torch.equal(noisy[0], noisy[1])
+        assert not torch.equal(with_noise(images[:1], [6], seed=2)[0], noisy[1])
+
+    def test_it_is_normal_and_cut_off(self) -> None:
+        noise = with_noise(torch.zeros(1, 3, 100, 100), [0], seed=0)
+        assert noise.abs().max() == pytest.approx(0.25)
+        assert noise.mean() == pytest.approx(0, abs=0.005)
+        assert (noise.abs() < 0.2).float().mean() == pytest.approx(0.683, abs=0.01)
+
+
+class TestObserver:
+    """A real small network, two classes with three and one prototypes as after pruning, the third with none."""
+
+    SIZE = 64
+
+    @pytest.fixture(scope="class", params=["log", "cosine"])
+    def network(self, request: pytest.FixtureRequest) -> ProtoPNet:
+        torch.manual_seed(0)
+        built = build_network(self.settings(request.param), 3)
+        assert isinstance(built, ProtoPNet)
+        return ProtoPNet(built.backbone, self.settings(request.param), 3, torch.tensor([1, 0, 0, 0])).eval()
+
+    def settings(self, similarity: Kind) -> ModelSettings:
+        shape: dict[str, Any] = {"cut": "layer2", "image_size": self.SIZE, "prototype_depth": 8, "prototypes": 6}
+        return ModelSettings(backbone="resnet18", similarity=similarity, **shape)
+
+    def observer(self, network: ProtoPNet) -> Observer:
+        info = BundleInfo(
+            format_version=1,
+            architecture=self.settings(network.kind),
+            similarity=network.kind,
+            classes=["a", "b", "c"],
+            prototype_class=network.prototype_class.tolist(),
+            preprocessing=Preprocessing(size=self.SIZE),
+            provenance={},
+            sha256="",
+            prototypes_sha256=None,
+        )
+        return Observer(Predictor([Bundle(network, info, None, "")]), batch_size=6, seed=0)
+
+    @pytest.fixture(scope="class")
+    def images(self) -> torch.Tensor:
+        return torch.rand(6, 3, self.SIZE, self.SIZE, generator=torch.Generator().manual_seed(1))
+
+    def observe(self, network: ProtoPNet, images: torch.Tensor, chosen: list[int], curves: Sequence[int] = ()) -> list:
+        labels = [0, 1, 2, 0, 1, 2]
+        with torch.inference_mode():
+            ids, every = [10 * i for i in chosen], list(range(len(chosen)))
+            return self.observer(network).observe(images[chosen], ids, [labels[i] for i in chosen], every, curves)
+
+    def test_own_prototypes_are_those_of_the_class_however_many(self, network: ProtoPNet, images: torch.Tensor) -> None:
+        records = self.observe(network, images, [0, 1, 2])
+        assert [record["own"] for record in records] == [[1, 2, 3], [0], []]
+        assert [len(record["own_places"]) for record in records] == [3, 1, 0]
+        assert [len(record["own_places_noisy"]) for record in records] == [3, 1, 0]
+
+    def test_an_image_is_seen_alike_in_any_batch(self, network: ProtoPNet, images: torch.Tensor) -> None:
+        together = self.observe(network, images, [0, 1, 2, 3, 4, 5])
+        alone = [self.observe(network, images, [i])[0] for i in range(6)]
+        for one, other in zip(together, alone, strict=True):
+            for name in ("own_places", "own_places_noisy", "evidence_places"):
+                assert np.allclose(one[name], other[name]), name
+            assert np.allclose(one["logits"], other["logits"], rtol=1e-4)
+
+    def test_evidence_is_in_the_order_of_points(self, network: ProtoPNet, images: torch.Tensor) -> None:
+        record = self.observe(network, images, [0])[0]
+        with torch.inference_mode():
+            out = network(images[:1])
+            points = network.points(out.similarities_BP, out.logits_BK.argmax(1))[0]
+            best = points.argsort(descending=True)[: int((points > 0).sum())]
+            maps = self.observer(network).head.maps(network.latent(images[:1]), np.zeros(len(best), int), best.numpy())
+        assert np.allclose(record["evidence_places"], peaks(maps, self.SIZE))
+
+    def test_curves_begin_and_end_at_the_same_confidence(self, network: ProtoPNet, images: torch.Tensor) -> None:
+        records = self.observe(network, images, [0, 1], curves=[1])
+        assert records[1]["prediction"] == 0
+        assert "deletion" not in records[0]
+        confidence = torch.from_numpy(records[1]["logits"]).softmax(0)[0]
+        assert records[1]["deletion"][0] == records[1]["insertion"][-1] == pytest.approx(float(confidence), abs=1e-4)
+
+    def test_a_class_without_prototypes_has_no_curves(self, network: ProtoPNet, images: torch.Tensor) -> None:
+        changed = copy.deepcopy(network)
+        with torch.no_grad():
+            changed.last_layer.weight[2] = 500
+        record = self.observe(changed, images, [0], curves=[0])[0]
+        assert record["prediction"] == 2
+        assert "deletion" not in record
+
+
+class TestTable:
+    QUALITY: ClassVar = {
+        "definitions": 1,
+        "consistency": {"value": 0.25, "prototypes": 60},
+        "purity": None,
+        "deletion": {"value": 0.153, "images": 1200, "curve": []},
+        "truth": {"value": 0.9, "chance": 0.412, "places": 236},
+    }
+
+    def test_what_was_measured_has_a_line(self) -> None:
+        rows = {row.name: row for row in quality_table(self.QUALITY)}
+        assert list(rows) == ["truth", "consistency", "deletion"]
+        assert (rows["truth"].value, rows["truth"].chance, rows["truth"].over) == ("90.0 %", "41.2 %", "236 places")
+        assert (rows["deletion"].value, rows["deletion"].better, rows["deletion"].over) == (
+            "0.15",
+            "lower",
+            "1,200 images",
+        )
+
+    def test_for_a_terminal(self) -> None:
+        lines = quality_text(self.QUALITY).splitlines()
+        assert lines[0].split() == ["truth", "90.0", "%", "(chance", "41.2", "%)", "236", "places"]
+        assert quality_text({}) == ""
+
+    def test_each_metric_says_what_it_means(self) -> None:
+        assert all(metric.meaning.endswith(".") and len(metric.meaning) < 130 for metric in METRICS.values())
