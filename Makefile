@@ -1,4 +1,5 @@
 # make train   a trained, explained model of generated birds, in minutes
+# make serve   the same behind HTTP, with a page, on this machine alone
 # make test    lint, types and the whole test suite
 # make bench   every hot path against what the machine allows
 # Each makes .venv from requirements.lock first, if it isn't there or is older than the lock.
@@ -9,10 +10,16 @@ BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= disabled
 export PYTHONUNBUFFERED = 1
 
-.PHONY: train test unit lint bench lock clean
+.PHONY: train serve test unit lint bench lock clean
 
 train: $(VENV)/.installed
 	$(BIN)/python jobs/train.py --config configs/quickstart.yaml $(ARGS)
+
+# The quickstart's bundle, trained first if it isn't there; ARGS='--bundles runs/mine/bundle' serves others.
+serve: $(VENV)/.installed
+	@case "$(ARGS)" in *--bundles*|*--config*|*--help*) ;; *) \
+	  test -e runs/quickstart/bundle/model.json || $(MAKE) train ARGS= ;; esac
+	$(BIN)/python -m serve $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
@@ -36,13 +43,13 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 # The lock names versions for every platform, and no registry's host.
 lock:
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-header --no-annotate -o requirements.lock
+	uv pip compile pyproject.toml --extra dev --extra aws --universal --python-version 3.11 --no-header --no-annotate -o requirements.lock
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
 
 # Every hot path against what the machine allows; some 25 minutes on two cores, and quiet ones.
 bench: $(VENV)/.installed
-	@failed=0; for name in joint_step feed push last_layer two_workers prototype_layer explain; do \
+	@failed=0; for name in joint_step feed push last_layer two_workers prototype_layer explain score serve; do \
 	  record=--record; [ $$name = prototype_layer ] && record=; \
 	  $(BIN)/python bench/$$name.py $$record || failed=1; done; exit $$failed

@@ -1,48 +1,30 @@
-"""Connecting to Ray, and how much of it each kind of work may take.
+"""Connecting to Ray, and seeing what it has.
 
-Actors that hold every CPU starve the tasks that feed them, and Ray Data then waits for ever. The budget here is
-the one place that knows this rule: what a plan takes stays below what the cluster has.
+What each kind of work may take of it is arithmetic, and in `budget.py`.
 """
 
 import logging
-import math
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 import ray
 
+from protopnet.budget import Cluster, Group, Node, PassPlan, TrainPlan, pass_plan, training_plan
 from protopnet.config import ComputeSettings
 from protopnet.errors import UserError
+
+__all__ = ["PassPlan", "TrainPlan", "connect", "plan_pass", "plan_training", "quieten", "survey"]
 
 # A local Ray is given this many CPUs beyond the real ones. They are bookkeeping: they keep a place free for the
 # small tasks between the actors, whatever the machine's size.
 SPARE_LOCAL_CPUS = 2
 
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """Data-parallel workers of an SGD stage."""
-
-    workers: int
-    threads: int
-    gpu: bool
-
-    @property
-    def resources_per_worker(self) -> dict[str, float]:
-        return {"CPU": 1.0, **({"GPU": 1.0} if self.gpu else {})}
-
-
-@dataclass(frozen=True)
-class PassPlan:
-    """Actors of a pass over images without gradients."""
-
-    actors: int
-    cpus: float
-    gpus: float
-    threads: int
+_BUILT_IN = {"CPU", "GPU", "memory", "object_store_memory"}
 
 
 def connect(compute: ComputeSettings) -> None:
@@ -54,11 +36,14 @@ def connect(compute: ComputeSettings) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else C++ notices about healthy actors on stderr
     address = compute.address or os.environ.get("RAY_ADDRESS")
+    on_stop = signal.getsignal(signal.SIGTERM)
     try:
         with _without_c_stderr():
             _init(address)
     except (ConnectionError, ValueError) as error:
         raise UserError(f"no Ray cluster at {address}: {error}; change compute.address") from error
+    if callable(on_stop) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_stop)  # Ray's own, put in place by its start, ends the process without a word
     quieten()
 
 
@@ -100,45 +85,35 @@ def quieten() -> None:
 
 
 def plan_training(compute: ComputeSettings) -> TrainPlan:
-    """Workers of an SGD stage: one a GPU, or one in all where there is none."""
-    cpus, gpus = _size_of_cluster()
-    use_gpu = compute.gpu if compute.gpu is not None else gpus > 0
-    if use_gpu and not gpus:
-        raise UserError("compute.gpu is true, but the cluster has no GPU; set compute.gpu to false")
-    most = gpus if use_gpu else cpus
-    workers = compute.workers or (gpus if use_gpu else 1)
-    if workers > most:
-        raise UserError(
-            f"compute.workers is {workers}, but the cluster has {most} {'GPUs' if use_gpu else 'CPUs'}; "
-            f"set compute.workers to at most {most}"
-        )
-    return TrainPlan(workers, compute.threads or max(1, cpus // workers), use_gpu)
+    """Workers of an SGD stage on the cluster this process is connected to; errors as `budget.training_plan`."""
+    return training_plan(compute, survey())
 
 
 def plan_pass(compute: ComputeSettings) -> PassPlan:
-    """Actors of a pass: one a GPU; without GPUs one a node, with all of the node's cores as threads."""
-    cpus, gpus = _size_of_cluster()
-    nodes = max(1, sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")))
-    use_gpu = compute.gpu if compute.gpu is not None else gpus > 0
-    actors = compute.pass_workers or (gpus if use_gpu and gpus else nodes)
-    share = ray.cluster_resources().get("CPU", 1.0) - 1
-    return PassPlan(
-        actors=actors,
-        cpus=max(0.1, min(1.0, math.floor(10 * share / actors) / 10)),
-        gpus=min(1.0, gpus / actors) if use_gpu and gpus else 0.0,
-        threads=max(1, cpus // actors),
+    """Actors of a pass on the cluster this process is connected to; errors as `budget.pass_plan`."""
+    return pass_plan(compute, survey())
+
+
+def survey() -> Cluster:
+    """The cluster this process is connected to: its nodes with their real CPUs, and what it may grow to."""
+    nodes = [_node(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1 and int(nodes[0].cpus) == (os.cpu_count() or 1) + SPARE_LOCAL_CPUS:
+        return Cluster((replace(nodes[0], cpus=nodes[0].cpus - SPARE_LOCAL_CPUS),), spare_cpus=SPARE_LOCAL_CPUS)
+    return Cluster(tuple(nodes), _groups())
+
+
+def _groups() -> tuple[Group, ...]:
+    """What the autoscaler may start; nothing where there is none."""
+    # The one place where Ray tells it; Ray Train and Ray Data read it there too.
+    config = ray._private.state.state.get_cluster_config()
+    if config is None:
+        return ()
+    return tuple(
+        Group(_node(dict(group.resources)), sys.maxsize if group.max_count < 0 else group.max_count)
+        for group in config.node_group_configs
     )
 
 
-def _size_of_cluster() -> tuple[int, int]:
-    """Real CPUs and GPUs of all nodes."""
-    resources = ray.cluster_resources()
-    cpus = int(resources.get("CPU", 1))
-    if _is_local():
-        cpus -= SPARE_LOCAL_CPUS
-    return max(1, cpus), int(resources.get("GPU", 0))
-
-
-def _is_local() -> bool:
-    nodes = ray.nodes()
-    return len(nodes) == 1 and int(nodes[0]["Resources"].get("CPU", 0)) == (os.cpu_count() or 1) + SPARE_LOCAL_CPUS
+def _node(resources: dict[str, float]) -> Node:
+    kinds = frozenset(name for name in resources if name not in _BUILT_IN and ":" not in name)
+    return Node(resources.get("CPU", 0), resources.get("GPU", 0), kinds)

@@ -6,7 +6,7 @@ The models here are at once the YAML file (`configs/*.yaml`), the command line
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -185,8 +185,10 @@ class ComputeSettings(Section):
     address: str | None = Field(
         None, description="Ray cluster to connect to (`auto` for the one on this machine); a local Ray when left out"
     )
-    workers: int | None = Field(
-        None, ge=1, description="data-parallel training workers; one a GPU, or one on a machine without, when left out"
+    workers: int | tuple[int, int] | None = Field(
+        None,
+        description="data-parallel training workers, or the fewest and the most (2,8): then training goes on with what "
+        "is left when nodes go, and takes in new ones; one a GPU, or one on a machine without, when left out",
     )
     threads: int | None = Field(
         None, ge=1, description="CPU threads of each training worker; shared out evenly when left out"
@@ -195,7 +197,29 @@ class ComputeSettings(Section):
         None, ge=1, description="actors of passes without gradients (push, evaluation); chosen when left out"
     )
     gpu: bool | None = Field(None, description="train on GPUs; where the cluster has any when left out")
+    gpu_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of a GPU that a worker or actor takes: 0.5 leaves room for another beside it",
+    )
+    nodes: str | None = Field(
+        None,
+        description="only nodes with this custom resource, e.g. on_demand, spot or cpu of cluster.yaml; any when left out",
+    )
     max_failures: int = Field(3, ge=0, description="how often a training stage may be restarted after a lost worker")
+
+    @field_validator("workers")
+    @classmethod
+    def _some_workers(cls, value: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+        fewest, most = value if isinstance(value, tuple) else (value, value)
+        if fewest is not None and fewest < 1:
+            raise ValueError(f"compute.workers: {fewest} is not valid; training needs at least 1 worker")
+        if fewest is not None and most is not None and fewest > most:
+            raise ValueError(
+                f"compute.workers: {fewest},{most} is not valid; expected the fewest first, then the most: {most},{fewest}"
+            )
+        return value
 
 
 class RunSettings(Section):

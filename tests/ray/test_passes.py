@@ -12,7 +12,7 @@ import ray
 import torch
 from ray import cloudpickle
 
-from protopnet.cluster import plan_pass, plan_training
+from protopnet.cluster import plan_pass, plan_training, survey
 from protopnet.config import AugmentSettings, ComputeSettings
 from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
@@ -115,6 +115,12 @@ class TestPlans:
         assert plan.actors * plan.cpus <= ray.cluster_resources()["CPU"] - 1
         assert plan.threads >= 1
         assert plan.gpus == 0
+
+    def test_the_survey_finds_what_ray_has(self) -> None:
+        found = survey()
+        assert len(found.nodes) == 1
+        assert found.nodes[0].cpus + found.spare_cpus == ray.cluster_resources()["CPU"]
+        assert found.groups == ()
 
     def test_training_takes_one_worker_without_gpus(self) -> None:
         assert plan_training(ComputeSettings()).workers == 1

@@ -81,7 +81,7 @@ def train(
             state_in,
             state_out,
             epochs,
-            TrainPlan(workers, 1, False),
+            TrainPlan(workers, 1, False, fewest=1),
             str(folder / "train"),
             events,
         )
@@ -158,8 +158,11 @@ def test_training_repeats_even_when_a_worker_is_killed_in_mid_epoch(
 
 
 @pytest.mark.slow
-def test_two_workers_train_one_network(with_validation: Dataset, tmp_path: Path, pixels_of: Callable) -> None:
+def test_two_workers_of_an_elastic_group_train_one_network(
+    with_validation: Dataset, tmp_path: Path, pixels_of: Callable
+) -> None:
     result = train(tmp_path, with_validation, workers=2)
+    assert result.summary["workers"] == 2
     assert [message["epoch"] for message in result.epochs] == [0, 1, 2]
     assert not torch.equal(result.after["prototypes"], result.before["prototypes"])
     assert torch.equal(result.after["last_layer.weight"], result.before["last_layer.weight"])

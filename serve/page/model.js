@@ -1,0 +1,46 @@
+/* What the server says of its model, and what its classes and prototypes are called. */
+
+import { getJson } from "./api.js";
+import { readableNames } from "./words.js";
+
+let asked = null;
+
+/** The model behind the server, asked for once; again if that failed. */
+export function modelKnown() {
+  asked ??= getJson("v1/model").then(
+    (answer) => new Model(answer),
+    (error) => {
+      asked = null;
+      throw error;
+    },
+  );
+  return asked;
+}
+
+class Model {
+  constructor(answer) {
+    this.hash = answer.model;
+    this.limits = answer.limits;
+    this.abstainBelow = answer.abstain_below;
+    this.members = answer.members;
+    this.rawNames = answer.classes.map((entry) => entry.class_name);
+    this.names = readableNames(this.rawNames);
+    this.ownPrototypes = answer.classes.map((entry) => entry.prototypes);
+    this.prototypes = answer.members.reduce((sum, member) => sum + member.prototypes, 0);
+  }
+
+  get summary() {
+    const ensemble = this.members.length > 1 ? ` in ${this.members.length} models` : "";
+    return `${this.names.length} classes, ${this.prototypes.toLocaleString("en")} prototypes${ensemble}`;
+  }
+
+  /** "prototype 22", or "prototype 22 of model 1" in an ensemble; numbers as in the API. */
+  number({ member, prototype }) {
+    return `prototype ${prototype}` + (this.members.length > 1 ? ` of model ${member}` : "");
+  }
+
+  /** "prototype 22 (Sooty Albatross)" */
+  title(item) {
+    return `${this.number(item)} (${this.names[item.class]})`;
+  }
+}

@@ -1,0 +1,59 @@
+/* The photo at the side: numbered boxes of a class's evidence, or one piece of it with its heat map. */
+
+import { byId } from "./dom.js";
+import { paint } from "./pictures.js";
+
+const SHARP = 1.5; // pixels of the canvas to one of the page
+const HIGH = 0.62; // of the window, at most
+
+let picture = null;
+let marks = [];
+let about = ""; // the caption of the marks
+let pointedAt = null; // piece of evidence under the pointer or the focus …
+let kept = null; // … and the one that was clicked
+
+/** Put a photo on the stage. */
+export function setPicture(next) {
+  picture = next;
+  [marks, about, pointedAt, kept] = [[], "", null, null];
+  byId("stage").hidden = !picture;
+  draw();
+}
+
+/** Number the boxes of a class's evidence; forgets what was clicked. */
+export function setMarks(evidence, caption) {
+  marks = evidence.map((item, place) => ({ box: item.box, number: String(place + 1) }));
+  [about, kept] = [caption, null];
+  draw();
+}
+
+/** Show one piece of evidence ({box, heat, caption}) for as long as it is pointed at; null: no longer. */
+export function point(item) {
+  pointedAt = item;
+  draw();
+}
+
+/** Keep showing a piece of evidence, or let go of it. Says whether it is kept now. */
+export function keep(item) {
+  kept = kept === item ? null : item;
+  pointedAt = null;
+  draw();
+  return kept === item;
+}
+
+function draw() {
+  if (!picture) return;
+  const canvas = byId("picture");
+  const { width, height } = picture.canvas;
+  const scale = Math.min((byId("stage").clientWidth || 360) / width, (HIGH * innerHeight) / height);
+  canvas.width = Math.round(width * scale * SHARP);
+  canvas.height = Math.round(height * scale * SHARP);
+  canvas.style.width = `${Math.round(width * scale)}px`;
+  const item = pointedAt ?? kept;
+  paint(canvas, picture, item ? { focus: item.box, heat: item.heat, line: 3 } : { marks, line: 2 });
+  canvas.setAttribute("aria-label", item ? item.caption : `Your photo. ${about}`);
+  byId("caption").textContent = item ? item.caption : about;
+  byId("legend").classList.toggle("off", !item?.heat);
+}
+
+window.addEventListener("resize", draw);
