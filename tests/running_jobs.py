@@ -19,6 +19,7 @@ TINY = {
     "birds.train_per_class": 10,
     "birds.test_per_class": 3,
     "birds.size": 64,
+    "model.cut": "layer2",
     "model.image_size": 64,
     "model.prototypes": 8,
     "model.prototype_depth": 16,

@@ -107,6 +107,17 @@ def test_files_behave_as_on_a_disk(bucket: str, tmp_path: Path) -> None:
     assert storage.list_files(f"{bucket}/runs") == []
 
 
+def test_a_stream_of_files_goes_over_the_pages_of_a_bucket(bucket: str) -> None:
+    names = [f"in/{'a b' if n % 2 else 'ü'}/{n}'.jpg" for n in range(1003)]  # a page has a thousand
+    storage.filesystem(bucket)[0].pipe({f"{bucket}/{name}": b"x" for name in names})
+    storage.write_bytes(f"{bucket}/in-between/1.jpg", b"x")
+    found = list(storage.each_file(f"{bucket}/in/"))
+    assert found == sorted(found, key=str.encode)
+    assert found == [f"{bucket}/{name}" for name in sorted(names, key=str.encode)]
+    assert len(list(storage.each_file(bucket))) == 1004
+    assert list(storage.each_file(f"{bucket}/none")) == []
+
+
 @pytest.mark.parametrize("size", [10, 60 << 20])  # in one piece, and in several
 def test_a_failed_write_shows_nothing(bucket: str, size: int) -> None:
     writer = storage.open_writer(f"{bucket}/state")

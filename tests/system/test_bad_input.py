@@ -164,7 +164,9 @@ class TestSettings:
 
 class TestEvaluate:
     def test_fewer_classes_than_the_bundle_s(self, trained: TrainedRun, jobs: Jobs, flowers: Path) -> None:
-        job = jobs.run_here("evaluate", str(trained.folder / "bundle"), str(flowers), "--output", str(flowers / "../out"))
+        job = jobs.run_here(
+            "evaluate", str(trained.folder / "bundle"), str(flowers), "--output", str(flowers / "../out")
+        )
         assert "class" in job.error
 
     def test_no_bundle(self, jobs: Jobs, flowers: Path) -> None:

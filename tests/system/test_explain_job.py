@@ -113,7 +113,9 @@ def test_a_bundle_without_thumbnails_explains_in_numbers(
     bundle = load_bundle(str(trained.folder / "bundle"))
     save_bundle(str(tmp_path / "bare"), bundle.network, bundle.info.architecture, bundle.classes, {})
     output = tmp_path / "out"
-    done = jobs.run_here("explain", str(tmp_path / "bare"), str(photos[0]), "--pictures", "none", "--output", str(output))
+    done = jobs.run_here(
+        "explain", str(tmp_path / "bare"), str(photos[0]), "--pictures", "none", "--output", str(output)
+    )
     assert done.code == 0, done
     written = json.loads((output / "explanations.json").read_text())
     assert [file.name for file in output.iterdir()] == ["explanations.json"]
