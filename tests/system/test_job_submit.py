@@ -124,7 +124,7 @@ def test_evaluation_and_scoring_on_the_cluster_agree(
         "jobs/score.py", "--bundle", bundle, "--input", shards, "--output", str(tmp_path / "scores")
     )
     assert code == 0, said
-    scored = {row["uri"]: row for row in pq.read_table(str(tmp_path / "scores/part-00000.parquet")).to_pylist()}
+    scored = {row["uri"]: row for row in pq.read_table(str(tmp_path / "scores/parts/part-00000.parquet")).to_pylist()}
     evaluated = pq.read_table(tmp_path / "evaluation/predictions.parquet").to_pylist()
     assert len(evaluated) == 12
     for row in evaluated:

@@ -1,0 +1,150 @@
+"""What is to be scored, whatever names it, as a stream of rows; only a few are held at a time.
+
+    a folder, s3://bucket/prefix    every image below it, known by its suffix in any case; hidden files are left alone
+    list.txt, .csv, .tsv, .parquet  a location an image: a line, or the column `uri`; relative ones are meant from
+                                    the list's own folder
+    shards of jobs/prepare.py       the images inside them
+    one image                       itself
+
+An image that a list names twice is two rows, with the same scores and an image_id each.
+"""
+
+import csv
+import io
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import IO, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from protopnet import storage
+from protopnet.datasets.folders import SUFFIXES
+from protopnet.datasets.shards import stream_index
+from protopnet.errors import UserError
+
+# Where an image is (as in a dataset's manifest), and the name of the folder, or of the class, that it is in.
+INPUT_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("file", pa.string()),
+        ("row_group", pa.int32()),
+        ("row", pa.int32()),
+        ("folder", pa.string()),
+    ]
+)
+Kind = Literal["folder", "list", "shards", "image"]
+
+_LISTS = (".txt", ".csv", ".tsv", ".parquet")
+_COLUMNS = ("uri", "path", "file", "image")  # of a list, the first that is there
+_PIECE = 10_000  # rows that are Python objects at a time
+_READ_BYTES = 4 << 20  # of a list in a bucket with each request
+
+
+@dataclass(frozen=True)
+class Input:
+    """`tables` starts the stream of rows (`INPUT_SCHEMA`) from its beginning."""
+
+    kind: Kind
+    uri: str
+    tables: Callable[[], Iterator[pa.Table]]
+
+
+def open_input(uri: str) -> Input:
+    """Find out what is there; `UserError` if nothing is."""
+    root, suffix = storage.located(uri), os.path.splitext(uri)[1].lower()
+    if storage.is_folder(root):
+        if _is_shards(root):
+            return Input("shards", root, lambda: _from_shards(root))
+        return Input("folder", root, lambda: _from_locations(_images_below(root)))
+    if suffix not in _LISTS and suffix not in SUFFIXES:
+        raise UserError(f"{uri} is no folder, no list ({', '.join(_LISTS)}) and no image (--input)")
+    if not storage.exists(root):
+        raise UserError(f"there is nothing at {uri} (--input); expected a folder, a bucket's prefix, or a list")
+    if suffix in _LISTS:
+        return Input("list", root, lambda: _from_locations(_listed(root, suffix)))
+    return Input("image", root, lambda: _from_locations([root]))
+
+
+def _is_shards(root: str) -> bool:
+    about = storage.join(root, "dataset.json")
+    return storage.exists(about) and storage.read_json(about).get("format") == "protopnet-shards"
+
+
+def _from_shards(root: str) -> Iterator[pa.Table]:
+    for rows in stream_index(root, ["uri", "class_name", "file", "row_group", "row"]):
+        yield rows.rename_columns({"class_name": "folder"}).select(INPUT_SCHEMA.names).cast(INPUT_SCHEMA)
+
+
+def _from_locations(locations: Iterable[str]) -> Iterator[pa.Table]:
+    waiting = iter(locations)
+    while piece := list(itertools.islice(waiting, _PIECE)):
+        # A name that isn't UTF-8 can't be written to Parquet: its row says that it can't be read.
+        uris = [uri.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for uri in piece]
+        nowhere = [-1] * len(uris)
+        folders = [uri.rsplit("/", 2)[-2] if uri.count("/") > 1 else None for uri in uris]
+        yield pa.table([uris, uris, nowhere, nowhere, folders], schema=INPUT_SCHEMA)
+
+
+def _images_below(root: str) -> Iterator[str]:
+    for uri in storage.each_file(root):
+        shown = not any(piece.startswith(".") for piece in uri[len(root) :].split("/"))
+        if shown and os.path.splitext(uri)[1].lower() in SUFFIXES:
+            yield uri
+
+
+def _listed(uri: str, suffix: str) -> Iterator[str]:
+    base = uri.rsplit("/", 1)[0]
+    with storage.open_reader(uri) as handle:
+        try:
+            for place, location in _entries(handle, suffix, uri):
+                yield _resolved(location, base, f"{uri}, {place}")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{uri} isn't text in UTF-8 ({error.reason}); save the list as UTF-8") from error
+        except (pa.ArrowInvalid, csv.Error) as error:
+            raise UserError(f"{uri} can't be read as a list of images: {error}") from error
+
+
+def _entries(handle: IO[bytes], suffix: str, uri: str) -> Iterator[tuple[str, str | None]]:
+    """Each entry of a list, and what to call its place."""
+    if suffix == ".parquet":
+        rows = pq.ParquetFile(handle, pre_buffer=False)
+        column = _column(rows.schema_arrow.names, uri)
+        number = itertools.count(1)
+        for batch in rows.iter_batches(_PIECE, columns=[column], use_threads=False):
+            yield from ((f"row {next(number)}", entry) for entry in batch.column(0).to_pylist())
+        return
+    buffered = io.BufferedReader(handle, _READ_BYTES)  # type: ignore[type-var]
+    lines = io.TextIOWrapper(buffered, "utf-8-sig", newline="")
+    if suffix == ".txt":
+        for line, text in enumerate(lines, 1):
+            if entry := text.rstrip("\r\n"):
+                yield f"line {line}", entry
+        return
+    table = csv.DictReader(lines, delimiter="\t" if suffix == ".tsv" else ",")
+    column = _column(list(table.fieldnames or []), uri)
+    for row in table:
+        yield f"line {table.line_num}", row[column]
+
+
+def _column(names: list[str], uri: str) -> str:
+    for wanted in _COLUMNS:
+        for name in names:
+            if name.lower() == wanted:
+                return name
+    raise UserError(f"{uri} has no column uri (or {', '.join(_COLUMNS[1:])}); its columns are {', '.join(names[:8])}")
+
+
+def _resolved(location: Any, base: str, place: str) -> str:
+    if not isinstance(location, str) or not location:
+        raise UserError(f"{place}: expected the location of an image, found {location!r}")
+    if location.startswith("s3://"):
+        return location
+    if "://" in location and not location.startswith("file://"):
+        raise UserError(f"{place}: {location} can't be read; expected a local path or s3://bucket/key")
+    path = location.removeprefix("file://")
+    if storage.is_remote(base) and not os.path.isabs(path):
+        return f"{base}/{path}"
+    return os.path.abspath(os.path.join(base, path))

@@ -1,0 +1,226 @@
+"""A scoring job from its settings to `scores.json`: what `jobs/score.py` calls."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+import ray
+from pydantic import Field
+from ray.exceptions import RayError, RayTaskError
+
+from protopnet import __version__, storage
+from protopnet.cli import Repeated
+from protopnet.cluster import PassPlan, connect, plan_pass
+from protopnet.config import ComputeSettings, Section
+from protopnet.errors import UserError
+from protopnet.imaging import MAX_PIXELS
+from protopnet.predictor import Precision, Predictor
+from protopnet.scoring.actor import ScoreActor, Work
+from protopnet.scoring.inputs import Input, open_input
+from protopnet.scoring.output import clear_unfinished, take_stock
+from protopnet.scoring.progress import Progress
+from protopnet.scoring.record import JOB, JobRecord, begin, resume
+from protopnet.scoring.tally import Tally
+from protopnet.scoring.task import ScoreOptions
+from protopnet.training.passes import over_blocks
+from protopnet.training.progress import Reporter, listening
+
+SUMMARY = "scores.json"
+_MOST_BLOCKS = 2000  # units that Ray Data keeps book of; each is one or more chunks
+_NO_PROGRESS_SECONDS = 24 * 3600  # Ray Data hears of a block when it is done, which may take hours
+_ON_CPU, _ON_GPU = 64, 128  # images a forward pass
+
+
+class ScoreSettings(Section):
+    """Settings of `jobs/score.py`."""
+
+    bundle: Annotated[list[str], Repeated("FOLDER")] = Field(
+        min_length=1,
+        description="folder of a bundle, a local path or s3://…; given again for each member of an ensemble",
+    )
+    input: str = Field(
+        description="folder or s3://bucket/prefix of images; list of them (.txt, .csv, .tsv, .parquet); shards"
+    )
+    output: str = Field(description="folder for scores.json and parts/: a local path or s3://…")
+    explain: int = Field(0, ge=0, le=1000, description="prototypes to list as evidence for each prediction")
+    top: int = Field(5, ge=1, le=1000, description="classes to list for each image")
+    abstain: float | None = Field(
+        None, ge=0, le=1, description="no prediction where the probability (see abstain_by) is below this"
+    )
+    abstain_by: Literal["probability", "margin"] = Field(
+        "probability",
+        description="what abstain is compared with: the first class's probability, or its lead over the second",
+    )
+    partition_by: Literal["class_name", "prediction", "label", "label_name"] | None = Field(
+        None, description="a sub-folder for each value of this column"
+    )
+    precision: Precision = Field(
+        "float32", description="of the backbone; with bf16 scores.json says how far the first images are from float32"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description=f"images a forward pass; {_ON_CPU}, or {_ON_GPU} on GPUs, when left out"
+    )
+    chunk_rows: int | None = Field(
+        None, ge=1, description="images a part, which is what a killed job loses; 256 to 4096 when left out"
+    )
+    max_bad: float = Field(0.05, ge=0, le=1, description="exit code 1 if more than this share couldn't be scored")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="images with more pixels than this aren't decoded")
+    compute: ComputeSettings = ComputeSettings()
+
+    @property
+    def of_rows(self) -> dict[str, Any]:
+        """The settings that a row depends on."""
+        return self.model_dump(exclude={"bundle", "input", "output", "max_bad", "compute"})
+
+
+@dataclass(frozen=True)
+class Run:
+    """What this call did. Start: all before an actor was ready to score; scoring: from then to the last part."""
+
+    images: int
+    start_seconds: float
+    scoring_seconds: float
+    device: str
+
+    @property
+    def images_per_second(self) -> float | None:
+        return self.images / self.scoring_seconds if self.images and self.scoring_seconds else None
+
+
+def score(settings: ScoreSettings, reporter: Reporter, started: float) -> tuple[dict[str, Any], Tally]:
+    """Score what isn't scored yet; returns the content of `scores.json` and the counts in it.
+
+    started: `time.time()` at the job's beginning. `UserError` as `record.begin`, and where a bundle or the input
+    can't be read.
+    """
+    storage.check_writable(settings.output, "--output")
+    predictor = Predictor.load(settings.bundle)
+    if settings.explain:
+        _ = predictor.explainer  # a baseline can't: say so before anything is begun
+    source = open_input(settings.input)
+    asked: dict[str, Any] = {
+        "bundles": [bundle.hash for bundle in predictor.bundles],
+        "settings": settings.of_rows,
+    }
+    found = resume(settings.output, source, **asked)
+    record, note = found or (_begin(settings, source, predictor.classes, asked), None)
+    clear_unfinished(settings.output)
+    done, _ = take_stock(settings.output)
+    todo = [chunk for chunk in range(record.chunks) if chunk not in done]
+    progress = Progress(reporter, sum(map(record.rows_in, todo)))
+    if note:
+        reporter.note(note)
+    if done:
+        reporter.note(f"{sum(map(record.rows_in, done)):,} of {record.images:,} images done before")
+    run = _score_chunks(todo, predictor, record, settings, progress, started)
+    _, tally = take_stock(settings.output)
+    if tally.images != record.images:
+        raise UserError(f"{settings.output} was changed by somebody else meanwhile; run the same command again")
+    summary = _summary(settings, predictor, record, tally, run, note)
+    storage.write_json(storage.join(settings.output, SUMMARY), summary)
+    reporter.end("score", run.scoring_seconds, f"{tally.images:,} images")
+    return summary, tally
+
+
+def _begin(settings: ScoreSettings, source: Input, classes: list[str], asked: dict[str, Any]) -> JobRecord:
+    plan = _plan(settings)
+    batch_size = settings.batch_size or (_ON_GPU if plan.gpus else _ON_CPU)
+    return begin(settings.output, source, **asked, classes=classes, batch_size=batch_size, actors=plan.actors)
+
+
+def _plan(settings: ScoreSettings) -> PassPlan:
+    connect(settings.compute)
+    return plan_pass(settings.compute)
+
+
+def _score_chunks(
+    todo: list[int],
+    predictor: Predictor,
+    record: JobRecord,
+    settings: ScoreSettings,
+    progress: Progress,
+    started: float,
+) -> Run:
+    if not todo:
+        return Run(0, time.time() - started, 0.0, "")
+    plan = _plan(settings)
+    given = settings.of_rows | {"batch_size": record.batch_size}
+    work = Work(
+        output_uri=storage.located(settings.output),
+        job_uri=storage.located(storage.join(settings.output, JOB)),
+        chunk_rows=record.chunk_rows,
+        options=ScoreOptions(**{name: given[name] for name in ScoreOptions.__dataclass_fields__}),
+        partition_by=settings.partition_by,
+        about={"bundles": record.bundles, "settings": record.settings},
+    )
+    size = -(-len(todo) // _MOST_BLOCKS)
+    blocks = [pa.table({"chunk": todo[start : start + size]}) for start in range(0, len(todo), size)]
+    with _ray_may_be_lost(), listening(progress.on_message) as log:
+        results: Any = over_blocks(blocks, ScoreActor, (ray.put(predictor), work, plan, log), plan)
+        results.context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
+        for block in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for error in block["error"].drop_null().to_pylist():
+                raise UserError(error)
+    ended = time.time()
+    ready = progress.ready or started
+    return Run(progress.images, ready - started, ended - ready, "GPU" if plan.gpus else "CPU")
+
+
+@contextmanager
+def _ray_may_be_lost() -> Iterator[None]:
+    try:
+        yield
+    except RayTaskError:
+        raise  # of our own code
+    except RayError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"Ray was lost ({reason or type(error).__name__}); the same command goes on from here"
+        ) from error
+
+
+def _summary(
+    settings: ScoreSettings, predictor: Predictor, record: JobRecord, tally: Tally, run: Run, note: str | None
+) -> dict[str, Any]:
+    """The content of `scores.json`. Rates are of the last run that scored anything."""
+    uri = storage.join(settings.output, SUMMARY)
+    rates = {
+        "images": run.images,
+        "images_per_second": run.images_per_second and round(run.images_per_second, 2),
+        "seconds": {"start": round(run.start_seconds, 2), "scoring": round(run.scoring_seconds, 2)},
+        "device": run.device,
+    }
+    if not run.images and storage.exists(uri):
+        rates = storage.read_json(uri)["run"]
+    return {
+        "format": record.format,
+        "version": record.version,
+        "images": tally.images,
+        "scored": tally.images - tally.bad,
+        "bad": tally.bad,
+        "errors": dict(sorted(tally.errors.items(), key=lambda item: -item[1])),
+        "abstained": tally.abstained,
+        "labelled": tally.labelled,
+        "correct": tally.correct,
+        "accuracy": tally.accuracy,
+        "predictions": dict(sorted(tally.predictions.items(), key=lambda item: -item[1])),
+        "images_per_second": rates["images_per_second"],
+        "run": rates,
+        "precision": {"used": settings.precision}
+        | ({"against_float32": tally.agreement.model_dump()} if tally.agreement.images else {}),
+        "bundles": [
+            {"uri": storage.located(given), "sha256": bundle.hash}
+            for given, bundle in zip(settings.bundle, predictor.bundles, strict=True)
+        ],
+        "classes": predictor.classes,
+        "input": {"uri": record.input, "kind": record.kind, "changed": note},
+        "parts": record.chunks,
+        "chunk_rows": record.chunk_rows,
+        "batch_size": record.batch_size,
+        "settings": json.loads(settings.model_dump_json()),
+        "versions": {"protopnet": __version__},
+    }

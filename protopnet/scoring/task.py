@@ -1,0 +1,229 @@
+"""From decoded images to rows: scores, what comes first, and the evidence for it. Knows no Ray and no files.
+
+Legend: B images of a batch, G of them that could be decoded, K classes, M members, T classes listed, N prototypes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from protopnet import imaging
+from protopnet.explain.ranking import Ranking
+from protopnet.imaging import BadImage
+from protopnet.predictor import Precision, Predictor, Scores, sum_up
+from protopnet.scoring.output import EVIDENCE, TOP, score_schema
+from protopnet.scoring.tally import Agreement
+
+# With bf16, the first images are scored in float32 as well.
+COMPARED_IMAGES = 256
+
+
+class Picture(NamedTuple):
+    """An image as the network takes it, with its width and height after the EXIF turn."""
+
+    pixels: np.ndarray
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What is said of an image, and how it is computed."""
+
+    batch_size: int = 64
+    precision: Precision = "float32"
+    top: int = 5
+    explain: int = 0
+    abstain: float | None = None
+    abstain_by: Literal["probability", "margin"] = "probability"
+    max_pixels: int = imaging.MAX_PIXELS
+
+
+def look(data: bytes | BadImage, row: dict[str, Any], size: int, max_pixels: int) -> Picture | BadImage:
+    """The same pixels as `imaging.load`, or why there are none."""
+    try:
+        if isinstance(data, BadImage):
+            raise data
+        image = imaging.decode(data, max_pixels=max_pixels)
+        return Picture(imaging.resize(image, size), *image.size)
+    except BadImage as bad:
+        return BadImage(bad.reason.replace("data.max_pixels", "max_pixels"))
+
+
+class Scorer:
+    """Rows of a batch at a time, on the device that its predictor is on."""
+
+    def __init__(self, predictor: Predictor, options: ScoreOptions, device: torch.device):
+        self.predictor, self.options, self.device = predictor, options, device
+        self.schema = score_schema(options.explain > 0)
+        self.classes = pa.array(predictor.classes, pa.string())
+        tables = [bundle.prototypes for bundle in predictor.bundles]
+        self.sources = [None if table is None else table["uri"].combine_chunks() for table in tables]
+
+    def __call__(self, rows: pa.Table, pictures: Sequence[Picture | BadImage]) -> tuple[pa.Table, Agreement]:
+        """The rows to write for rows of a manifest and their images; with bf16, how far it is from float32."""
+        good = np.flatnonzero([isinstance(picture, Picture) for picture in pictures])
+        errors = [picture.reason if isinstance(picture, BadImage) else None for picture in pictures]
+        seen = [picture for picture in pictures if isinstance(picture, Picture)]
+        columns, agreement = self._columns(seen, rows["image_id"].to_numpy()[good], errors, good)
+        columns |= {name: rows[name] for name in ("image_id", "uri", "label")}
+        columns["label_name"] = self.classes.take(rows["label"].combine_chunks())
+        columns["error"] = pa.array(errors, pa.string())
+        return pa.table([columns[name] for name in self.schema.names], schema=self.schema), agreement
+
+    def _columns(
+        self, seen: list[Picture], ids_G: np.ndarray, errors: list[str | None], good: np.ndarray
+    ) -> tuple[dict[str, Any], Agreement]:
+        B = len(errors)
+        if not seen:
+            return {field.name: pa.nulls(B, field.type) for field in self.schema}, Agreement()
+        sizes_G2 = np.array([(picture.width, picture.height) for picture in seen])
+        pixels_GHWC = torch.from_numpy(np.stack([picture.pixels for picture in seen])).to(self.device)
+        with torch.inference_mode():
+            images_G3HW = imaging.normalise(pixels_GHWC)
+            scores, views = self._forward(images_G3HW)
+            agreement = self._agreement(images_G3HW, scores, ids_G)
+            logits_GK = scores.logits_BK.cpu().numpy()
+            members_MGK = scores.members_MBK.cpu().numpy()
+            finite_G = np.isfinite(logits_GK).all(1)
+            for g in np.flatnonzero(~finite_G):
+                errors[good[g]] = "the network's scores aren't finite numbers"
+            first = _First.of(np.where(finite_G[:, None], logits_GK, 0), self.options.top)
+            ranking = None
+            if self.options.explain:
+                class_G, image_G = first.top_GT[:, 0].astype(np.int64), np.arange(len(seen))
+                N = self.options.explain
+                ranking = self.predictor.explainer.rank(views, sizes_G2, image_G, class_G, prototypes=N)
+        place = _Places(B, good[finite_G], finite_G)
+        columns = self._scores(first, members_MGK, place)
+        columns |= {
+            "width": place.column(sizes_G2[:, 0], pa.int32()),
+            "height": place.column(sizes_G2[:, 1], pa.int32()),
+        }
+        if ranking is not None:
+            columns["evidence"] = place.lists(self._evidence(ranking, finite_G), ranking.points_RN.shape[1])
+        return columns, agreement
+
+    def _forward(self, images_G3HW: torch.Tensor) -> tuple[Scores, list[Any]]:
+        how: dict[str, Any] = {"precision": self.options.precision, "pad_to": self.options.batch_size}
+        if not self.options.explain:
+            return self.predictor.scores(images_G3HW, **how), []
+        views = self.predictor.views(images_G3HW, **how)
+        return sum_up([view.logits_BK for view in views]), views
+
+    def _agreement(self, images_G3HW: torch.Tensor, scores: Scores, ids_G: np.ndarray) -> Agreement:
+        if self.options.precision == "float32" or ids_G[0] >= COMPARED_IMAGES:
+            return Agreement()
+        compared = torch.from_numpy(ids_G < COMPARED_IMAGES)
+        exact_GK = self.predictor.scores(images_G3HW, pad_to=self.options.batch_size).logits_BK.cpu()[compared]
+        logits_GK = scores.logits_BK.cpu()[compared]
+        return Agreement(
+            images=len(exact_GK),
+            same_prediction=int((exact_GK.argmax(1) == logits_GK.argmax(1)).sum()),
+            largest_logit_difference=float((exact_GK - logits_GK).abs().max()),
+        )
+
+    def _scores(self, first: "_First", members_MGK: np.ndarray, place: "_Places") -> dict[str, Any]:
+        probability_G, margin_G = first.probability_GT[:, 0], first.margin_G
+        class_G = first.top_GT[:, 0]
+        agree_G = (members_MGK.argmax(2) == class_G).mean(0)
+        prediction = place.column(class_G, pa.int32())
+        if self.options.abstain is not None:
+            measure_G = probability_G if self.options.abstain_by == "probability" else margin_G
+            sure = place.column(measure_G >= self.options.abstain, pa.bool_())
+            prediction = pc.if_else(sure, prediction, pa.scalar(None, pa.int32()))
+        entries = (first.top_GT, self.classes.take(pa.array(first.top_GT[place.finite_G].ravel())))
+        top = _struct(
+            TOP,
+            pa.array(entries[0][place.finite_G].ravel(), pa.int32()),
+            entries[1],
+            pa.array(first.probability_GT[place.finite_G].ravel(), pa.float32()),
+            pa.array(first.logit_GT[place.finite_G].ravel(), pa.float32()),
+        )
+        return {
+            "prediction": prediction,
+            "class_name": self.classes.take(prediction),
+            "probability": place.column(probability_G, pa.float32()),
+            "logit": place.column(first.logit_GT[:, 0], pa.float32()),
+            "margin": place.column(margin_G, pa.float32()),
+            "members_agree": place.column(agree_G, pa.float32()),
+            "top": place.lists(top, first.top_GT.shape[1]),
+        }
+
+    def _evidence(self, ranking: Ranking, finite_G: np.ndarray) -> pa.StructArray:
+        member_E, prototype_E = ranking.member_RN[finite_G].ravel(), ranking.prototype_RN[finite_G].ravel()
+        class_E, source_E = np.empty(len(member_E), np.int32), np.empty(len(member_E), object)
+        for member, head in enumerate(self.predictor.explainer.heads):
+            own = member_E == member
+            class_E[own] = head.prototype_class_P[prototype_E[own]]
+            sources = self.sources[member]
+            if sources is not None:
+                source_E[own] = sources.take(pa.array(prototype_E[own])).to_numpy(zero_copy_only=False)
+        box_E4 = pa.array(ranking.box_RN4[finite_G].reshape(-1), pa.int32())
+        return _struct(
+            EVIDENCE,
+            pa.array(member_E, pa.int32()),
+            pa.array(prototype_E, pa.int32()),
+            pa.array(class_E, pa.int32()),
+            pa.array(ranking.similarity_RN[finite_G].ravel(), pa.float32()),
+            pa.array(ranking.connection_RN[finite_G].ravel(), pa.float32()),
+            pa.array(ranking.points_RN[finite_G].ravel(), pa.float32()),
+            pa.ListArray.from_arrays(pa.array(np.arange(len(member_E) + 1) * 4, pa.int32()), box_E4),
+            pa.array(source_E, pa.string()),
+        )
+
+
+@dataclass(frozen=True)
+class _First:
+    """The classes with the highest logits, and their probabilities as `predictions` of an evaluation has them."""
+
+    top_GT: np.ndarray
+    logit_GT: np.ndarray
+    probability_GT: np.ndarray
+    margin_G: np.ndarray
+
+    @classmethod
+    def of(cls, logits_GK: np.ndarray, top: int) -> "_First":
+        # Stable: of equal logits the first class is the prediction, as with argmax.
+        order_GK = np.argsort(-logits_GK, axis=1, kind="stable")
+        sorted_GK = np.take_along_axis(logits_GK, order_GK, axis=1)
+        total_G1 = np.exp(logits_GK - logits_GK.max(1, keepdims=True)).sum(1, keepdims=True)
+        probability_GK = np.exp(sorted_GK - sorted_GK[:, :1]) / total_G1
+        second_G = probability_GK[:, 1] if logits_GK.shape[1] > 1 else 0
+        margin_G = probability_GK[:, 0] - second_G
+        return cls(order_GK[:, :top], sorted_GK[:, :top], probability_GK[:, :top], margin_G)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Which rows of a batch of B have values: those at `at`, which are the finite ones of G images."""
+
+    B: int
+    at: np.ndarray
+    finite_G: np.ndarray
+
+    def column(self, values_G: np.ndarray, kind: pa.DataType) -> pa.Array:
+        """The values at their rows, null elsewhere."""
+        values_B = np.zeros(self.B, values_G.dtype)
+        values_B[self.at] = values_G[self.finite_G]
+        return pa.array(values_B, kind, mask=self._missing())
+
+    def lists(self, values: pa.Array, each: int) -> pa.ListArray:
+        """Lists of `each` values one after another at their rows, null elsewhere."""
+        lengths_B = np.where(self._missing(), 0, each)
+        offsets = pa.array(np.concatenate([[0], lengths_B.cumsum()]), pa.int32())
+        return pa.ListArray.from_arrays(offsets, values, mask=pa.array(self._missing()))
+
+    def _missing(self) -> np.ndarray:
+        missing = np.ones(self.B, bool)
+        missing[self.at] = False
+        return missing
+
+
+def _struct(kind: pa.StructType, *columns: pa.Array) -> pa.StructArray:
+    return pa.StructArray.from_arrays(list(columns), fields=list(kind))

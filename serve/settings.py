@@ -1,0 +1,95 @@
+"""Every setting of the service: the `args` of `serve/config.yaml`, and the options of `python -m serve`."""
+
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from protopnet.config import Section
+from protopnet.imaging import MAX_PIXELS
+
+
+class MemberSettings(Section):
+    """A member of the ensemble: one bundle, as a deployment of its own."""
+
+    cpus: float = Field(
+        0.1, ge=0, description="CPUs that Ray keeps for a replica; bookkeeping, it limits nothing (see threads)"
+    )
+    gpus: float = Field(0, ge=0, description="GPUs a replica takes, parts of one too (0.25); 0: it computes on CPUs")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of a forward pass; the cores shared out among all replicas when left out"
+    )
+    max_batch: int = Field(16, ge=1, le=1024, description="images a forward pass at most")
+    batch_wait_s: float = Field(
+        0.002, ge=0, le=1, description="how long a batch waits for company; while a pass is running it collects anyway"
+    )
+    max_queue: int = Field(
+        256, ge=1, description="images that may wait for a member in each ingress replica; more get 503"
+    )
+    min_replicas: int = Field(1, ge=1, description="replicas when there is little to do")
+    max_replicas: int = Field(1, ge=1, description="replicas when there is much to do")
+    target_ongoing: float = Field(
+        16, gt=0, description="autoscaling: images in work or waiting that each replica should have on average"
+    )
+
+    @model_validator(mode="after")
+    def _range(self) -> "MemberSettings":
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("member.max_replicas must be at least member.min_replicas")
+        return self
+
+
+class IngressSettings(Section):
+    """What speaks HTTP: reads and decodes images, asks the members, adds up, explains."""
+
+    cpus: float = Field(0.1, ge=0, description="CPUs that Ray keeps for a replica")
+    threads: int = Field(2, ge=1, description="threads that decode images, and as many that explain")
+    max_requests: int = Field(
+        64, ge=1, description="requests with images in work at a time, a replica; more are refused with 503"
+    )
+    min_replicas: int = Field(1, ge=1, description="replicas when there is little to do")
+    max_replicas: int = Field(1, ge=1, description="replicas when there is much to do")
+    target_ongoing: float = Field(
+        32, gt=0, description="autoscaling: requests in work that each replica should have on average"
+    )
+
+    @model_validator(mode="after")
+    def _range(self) -> "IngressSettings":
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("ingress.max_replicas must be at least ingress.min_replicas")
+        return self
+
+
+class AppSettings(Section):
+    """What is served, and within which limits."""
+
+    bundles: list[str] = Field(
+        ["runs/quickstart/bundle"],
+        min_length=1,
+        description="folders of the bundles, local paths or s3://…; several make an ensemble, their logits are added up",
+    )
+    max_bytes: int = Field(20_000_000, ge=1024, description="largest body of a request in bytes; above it 413")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="largest image in pixels (width x height); above it 413")
+    max_images: int = Field(16, ge=1, le=256, description="images in one request at most; above it 413")
+    timeout_s: float = Field(30, gt=0, description="a request is answered within this many seconds, or with 504")
+    token_file: str | None = Field(
+        None,
+        description="file with the bearer tokens that open the API, one a line; the API is open to all who reach it "
+        "when left out",
+    )
+    cors_origins: list[str] = Field(
+        [], description="origins (https://example.org) whose pages may call the API from a browser"
+    )
+    health_period_s: float = Field(
+        5, gt=0, description="how often a replica is asked for its health; after three failures it is replaced"
+    )
+    abstain_below: float | None = Field(
+        None, ge=0, le=1, description="abstain where the best class's probability is lower than this"
+    )
+    member: MemberSettings = MemberSettings()
+    ingress: IngressSettings = IngressSettings()
+
+    @field_validator("bundles", "cors_origins", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        """`serve run serve.app:build bundles=a,b` hands over texts."""
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

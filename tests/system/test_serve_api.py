@@ -1,0 +1,459 @@
+"""Every endpoint of the service over real HTTP: right answers, and every way to be refused."""
+
+import base64
+import io
+import json
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from ray_processes import wait_for
+from serving import CLASSES, Client, LocalServe, make_bundle, photo, pixels
+
+from protopnet.predictor import Predictor
+
+TOKEN = "a-long-secret"
+ABSTAIN_BELOW = 0.9
+
+
+@pytest.fixture(scope="module")
+def trio(local_serve: LocalServe, bundles: list[str]) -> Client:
+    return local_serve.deploy("trio", bundles, abstain_below=ABSTAIN_BELOW)
+
+
+@pytest.fixture(scope="module")
+def strict(local_serve: LocalServe, bundles: list[str], tmp_path_factory: pytest.TempPathFactory) -> Client:
+    """Small limits, a token, and members so slow that a request runs out of time."""
+    tokens = tmp_path_factory.mktemp("secrets") / "tokens"
+    tokens.write_text(f"an-older-secret\n{TOKEN}\n")
+    opened = local_serve.deploy(
+        "strict",
+        bundles[:1],
+        token_file=str(tokens),
+        cors_origins=["https://birds.example"],
+        max_bytes=20_000,
+        max_pixels=10_000,
+        max_images=2,
+        timeout_s=0.4,
+        member={"batch_wait_s": 1.0, "max_batch": 8},
+        ingress={"max_requests": 3},
+    )
+    return Client(opened.url, {"Authorization": f"Bearer {TOKEN}"})
+
+
+def logits(answer, place=0):
+    return {entry["class"]: entry["logit"] for entry in answer.json["images"][place]["classes"]}
+
+
+# ---------------------------------------------------------------------------------------- right answers
+
+
+def test_one_image_gets_exactly_the_scores_of_the_predictor(service, bundles):
+    for seed in range(5):
+        data = photo(seed)
+        scores = Predictor.load(bundles[:1]).scores(pixels(data))
+        answer = service.post("/v1/predict?top_classes=4", data)
+        assert answer.status == 200, answer
+        assert logits(answer) == dict(enumerate(scores.logits_BK[0].tolist()))
+        for entry in answer.json["images"][0]["classes"]:
+            assert entry["probability"] == scores.probabilities_BK[0, entry["class"]].item()
+            assert entry["class_name"] == CLASSES[entry["class"]]
+
+
+def test_three_members_give_exactly_the_sum(trio, bundles):
+    data = photo(3)
+    single = [Predictor.load([uri]).scores(pixels(data)).logits_BK for uri in bundles]
+    together = Predictor.load(bundles).scores(pixels(data)).logits_BK
+    assert torch.equal(together, single[0] + single[1] + single[2])
+    for route in ("predict", "explain"):
+        assert logits(trio.post(f"/v1/{route}?top_classes=4", data)) == dict(enumerate(together[0].tolist())), route
+
+
+def test_an_explanation_is_that_of_the_predictor_and_adds_up(trio, bundles):
+    data = photo(5, 300, 200)
+    [expected] = Predictor.load(bundles).explain(pixels(data), [(300, 200)], top_classes=2, top_prototypes=7, maps=True)
+    answer = trio.post("/v1/explain?top_classes=2&top_prototypes=7&maps=values", data)
+    assert answer.status == 200, answer
+    [image] = answer.json["images"]
+    assert image == expected.model_dump(mode="json") | {"file": None, "abstained": image["abstained"], "heat_maps": {}}
+    for entry in image["classes"]:
+        points = sum(evidence["points"] for evidence in entry["evidence"]) + entry["remainder"]["points"]
+        assert points == pytest.approx(entry["logit"], abs=1e-4)
+
+
+def test_several_images_in_a_form_are_answered_in_their_order(service):
+    files = [(f"{n}.jpg", photo(n)) for n in range(6)]
+    answer = service.form("/v1/predict?top_classes=4", files)
+    assert [image["file"] for image in answer.json["images"]] == [name for name, _ in files]
+    for place, (_, data) in enumerate(files):
+        # In a batch sums come out differently in the last bits.
+        assert logits(answer, place) == pytest.approx(logits(service.post("/v1/predict?top_classes=4", data)), rel=1e-4)
+
+
+def test_boxes_are_on_the_image_as_it_is_seen(service):
+    """A photo that its EXIF turns is explained in its turned pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    [image] = service.post("/v1/explain", photo(1, 120, 40, exif=exif)).json["images"]
+    assert (image["width"], image["height"]) == (40, 120)
+    for entry in image["classes"]:
+        for evidence in entry["evidence"]:
+            top, left, bottom, right = evidence["box"]
+            assert 0 <= top < bottom <= 120
+            assert 0 <= left < right <= 40
+
+
+def test_heat_maps_are_pictures_of_the_prototypes_listed(service):
+    [image] = service.post("/v1/explain?maps=png&top_classes=2&top_prototypes=3", photo(2)).json["images"]
+    listed = {f"{e['member']}/{e['prototype']}" for entry in image["classes"] for e in entry["evidence"]}
+    assert set(image["heat_maps"]) == listed
+    for data in image["heat_maps"].values():
+        assert Image.open(io.BytesIO(base64.b64decode(data))).mode == "RGBA"
+    assert all(e["activation_map"] is None for entry in image["classes"] for e in entry["evidence"])
+
+
+@pytest.mark.parametrize("text", ["002.Northern_Cardinal", "Northern%20Cardinal", "northern+cardinal", "1"])
+@pytest.mark.parametrize("route", ["predict", "explain"])
+def test_why_not_another_class(service, text, route):
+    top = service.post(f"/v1/{route}?top_classes=1", photo(4)).json["images"][0]["classes"]
+    asked = service.post(f"/v1/{route}?top_classes=1&class={text}", photo(4)).json["images"][0]["classes"]
+    assert [entry["class"] for entry in asked] == list(dict.fromkeys([top[0]["class"], 1]))
+
+
+def test_the_name_of_a_class_counts_before_its_number(service):
+    """There is a class called 7, and none with the number 7."""
+    classes = service.post("/v1/predict?top_classes=1&class=7", photo(4)).json["images"][0]["classes"]
+    assert 3 in [entry["class"] for entry in classes]
+
+
+def test_abstaining(trio, service):
+    """Below a probability: the request's own, else the server's."""
+    most = service.post("/v1/predict", photo(0)).json["images"][0]["classes"][0]["probability"]
+    for route in ("predict", "explain"):
+        for below, abstained in ((most, False), (most + 1e-6, True)):
+            [image] = service.post(f"/v1/{route}?abstain_below={below}", photo(0)).json["images"]
+            assert image["abstained"] is abstained
+        assert service.post(f"/v1/{route}", photo(0)).json["images"][0]["abstained"] is False
+        of_trio = [trio.post(f"/v1/{route}", photo(n)).json["images"][0] for n in range(8)]
+        assert [i["abstained"] for i in of_trio] == [i["classes"][0]["probability"] < ABSTAIN_BELOW for i in of_trio]
+    assert {i["abstained"] for i in of_trio} == {True, False}
+
+
+def test_the_model_says_what_it_is(trio, bundles):
+    model = trio.get("/v1/model").json
+    predictor = Predictor.load(bundles)
+    assert [entry["class_name"] for entry in model["classes"]] == CLASSES
+    assert [entry["readable_name"] for entry in model["classes"]] == [
+        "Blue Jay",
+        "Northern Cardinal",
+        "Winter Wren",
+        "7",
+    ]
+    assert [entry["prototypes"] for entry in model["classes"]] == [9, 9, 9, 9]
+    assert [member["name"] for member in model["members"]] == ["first", "second", "third"]
+    assert [member["bundle_hash"] for member in model["members"]] == [b.hash for b in predictor.bundles]
+    assert model["model"] == trio.post("/v1/predict", photo(0)).json["model"]
+    assert model["abstain_below"] == ABSTAIN_BELOW
+
+
+def test_paging_meets_every_prototype_once(trio, bundles):
+    found, offset = [], 0
+    while offset is not None:
+        page = trio.get(f"/v1/prototypes?limit=7&offset={offset}").json
+        found += page["prototypes"]
+        offset = page["next"]
+    assert len(found) == page["total"] == 36
+    places = [(p["class"], p["member"], p["prototype"]) for p in found]
+    assert places == sorted(set(places))
+    of_class = trio.get("/v1/prototypes?class=Winter+Wren&member=1").json
+    assert {(p["class"], p["member"]) for p in of_class["prototypes"]} == {(2, 1)}
+    assert of_class["total"] == 3
+
+
+def test_a_prototype_in_detail(service, bundles):
+    explainer = Predictor.load(bundles[:1]).explainer
+    detail = service.get("/v1/prototypes/0/4").json
+    assert detail["class_name"] == CLASSES[1]
+    assert detail["connection"] == explainer.heads[0].weights_KP[1, 4].item()
+    assert {c["class"]: c["connection"] for c in detail["connections"]} == dict(
+        enumerate(explainer.heads[0].weights_KP[:, 4].tolist())
+    )
+    assert detail["activation_map"] == explainer.self_activation(0, 4)
+    assert detail["source"]["box"] == [30, 60, 60, 120]
+
+
+def test_pictures_of_a_prototype(service):
+    detail = service.get("/v1/prototypes/0/4").json
+    thumbnail = service.get("/" + detail["thumbnail"])
+    assert thumbnail.headers["Content-Type"] == "image/jpeg"
+    assert thumbnail.body == photo(4)
+    # The box (30, 60, 60, 120) of 180 x 120 pixels, on the thumbnail of 90 x 60.
+    assert Image.open(io.BytesIO(service.get("/" + detail["crop"]).body)).size == (30, 15)
+    etag = thumbnail.headers["ETag"]
+    assert service.get("/" + detail["thumbnail"], **{"If-None-Match": etag}).status == 304
+    assert service.get("/" + detail["crop"], **{"If-None-Match": etag}).status == 200
+    model = service.get("/v1/model").json["model"]
+    assert "immutable" in service.get(f"/{detail['thumbnail']}?v={model}").headers["Cache-Control"]
+    assert "immutable" not in service.get(f"/{detail['thumbnail']}?v=older").headers["Cache-Control"]
+
+
+def test_health(service, strict):
+    for client in (service, Client(strict.url)):  # the second without its token
+        assert client.get("/healthz").json == {"status": "ok"}
+        assert client.get("/readyz").json["status"] == "ready"
+
+
+def test_the_request_id_is_the_clients_or_a_new_one(service):
+    assert service.get("/v1/model", **{"X-Request-ID": "mine-1"}).headers["X-Request-ID"] == "mine-1"
+    answer = service.post("/v1/predict", photo(0), **{"X-Request-ID": "mine-2"})
+    assert answer.json["request_id"] == answer.headers["X-Request-ID"] == "mine-2"
+    new = service.get("/v1/model").headers["X-Request-ID"]
+    assert new
+    assert new != service.get("/v1/model").headers["X-Request-ID"]
+
+
+def test_the_log_is_json_with_the_request_id_in_each_line(service):
+    import ray
+
+    assert service.post("/v1/predict", photo(0), **{"X-Request-ID": "to-be-found"}).status == 200
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
+
+    def lines(pattern):
+        found = [line for log in logs.glob(pattern) for line in log.read_text().splitlines() if "to-be-found" in line]
+        return [json.loads(line) for line in found]
+
+    for pattern in ("replica_plain_ingress*", "replica_plain_member-0*"):
+        [line] = wait_for(lambda pattern=pattern: lines(pattern), 10)
+        assert line["request_id"] == "to-be-found"
+
+
+def test_metrics_are_those_of_all_processes(service):
+    before = time.monotonic()
+    assert service.post("/v1/predict?abstain_below=1", photo(0)).status == 200
+    assert service.get("/v1/nothing").status == 404
+    wanted = [
+        'ray_protopnet_requests_total{.*route="/v1/predict",.*status="200"',
+        'ray_protopnet_requests_total{.*status="404"',
+        'ray_protopnet_request_seconds_bucket{.*route="/v1/predict"',
+        'ray_protopnet_predictions_total{.*class_name="',
+        "ray_protopnet_abstentions_total{",
+        'ray_serve_actual_batch_size_bucket{.*deployment="member-0"',  # counted in another process
+    ]
+
+    def seen():
+        import re
+
+        text = service.get("/metrics").body.decode()
+        return text if all(re.search(pattern, text) for pattern in wanted) else None
+
+    text = wait_for(seen, 30)
+    assert text.count("# TYPE ray_protopnet_requests_total counter") == 1, time.monotonic() - before
+
+
+def test_the_page_and_the_documentation_need_nothing_from_elsewhere(service):
+    page = service.get("/")
+    assert page.status == 200
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+    assert service.get("/page/nothing.js").error == "not_found"
+    docs = service.get("/docs").body.decode()
+    assert "http://" not in docs
+    assert "https://" not in docs
+    assert service.get("/docs/static/swagger-ui-bundle.js").status == 200
+    schema = service.get("/openapi.json").json
+    assert schema["paths"]["/v1/explain"]["post"]["responses"]["200"]["content"]["application/json"]["example"]
+
+
+# ------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (None, 400, "bad_request"),
+        (b"", 400, "bad_request"),
+        (b"hello", 415, "not_an_image"),
+        (b"https://example.org/bird.jpg", 415, "not_an_image"),
+        (photo(0)[:500], 400, "bad_image"),
+    ],
+)
+@pytest.mark.parametrize("route", ["predict", "explain"])
+def test_what_is_no_image(service, route, body, status, code):
+    answer = service.post(f"/v1/{route}", body)
+    assert (answer.status, answer.error) == (status, code)
+
+
+def test_the_message_names_the_bad_one_of_several_files(service):
+    answer = service.form("/v1/predict", [("good.jpg", photo(0)), ("notes.txt", b"hello")])
+    assert (answer.status, answer.error) == (415, "not_an_image")
+    assert answer.json["error"]["message"].startswith("notes.txt: ")
+
+
+def test_broken_forms(service):
+    kind = {"Content-Type": "multipart/form-data; boundary=frontier"}
+    for body in (b"--frontier\r\nnonsense", b"", b"--frontier--\r\n"):
+        assert service.post("/v1/predict", body, **kind).error == "bad_request", body
+    no_boundary = service.post("/v1/predict", b"x", **{"Content-Type": "multipart/form-data"})
+    assert (no_boundary.status, no_boundary.error) == (400, "bad_request")
+    field = service.form("/v1/predict", [("top_classes", b"3")])
+    assert (field.status, field.error) == (422, "bad_option")
+    assert service.form("/v1/predict", [("empty.jpg", b"")]).error == "bad_request"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "top_classes=0",
+        "top_classes=many",
+        "top_class=3",
+        "maps=jpeg",
+        "abstain_below=2",
+        "abstain_below=nan",
+        "top_prototypes=101",
+        "class=",
+        "class=" + "x" * 300,
+        "&".join(["class=1"] * 30),
+    ],
+)
+def test_bad_options(service, query):
+    answer = service.post(f"/v1/explain?{query}", photo(0))
+    assert (answer.status, answer.error) == (422, "bad_option")
+
+
+def test_options_of_explain_are_not_those_of_predict(service):
+    assert service.post("/v1/predict?maps=png", photo(0)).status == 422
+
+
+@pytest.mark.parametrize("path", ["?limit=0", "?limit=201", "?offset=-1", "?member=x", "/x/1", "/0/1.5", "?page=2"])
+def test_bad_options_of_prototypes(service, path):
+    answer = service.get(f"/v1/prototypes{path}")
+    assert (answer.status, answer.error) == (422, "bad_option")
+
+
+def test_an_unknown_class_is_told_the_nearest(service):
+    for answer in (
+        service.post("/v1/predict?class=Nothern+Cardinl", photo(0)),
+        service.post("/v1/explain?class=Nothern+Cardinl", photo(0)),
+        service.get("/v1/prototypes?class=Nothern+Cardinl"),
+    ):
+        assert (answer.status, answer.error) == (404, "unknown_class")
+        assert "002.Northern_Cardinal" in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/v1/prototypes/0/12", "unknown_prototype"),
+        ("/v1/prototypes/0/-1", "unknown_prototype"),
+        ("/v1/prototypes/1/0", "unknown_prototype"),
+        ("/v1/prototypes/-1/0/crop", "unknown_prototype"),
+        ("/v1/prototypes?member=4", "unknown_prototype"),
+        ("/v1/prototypes/0/0/thumbnail", "no_picture"),
+        ("/v1/prototypes/0/0/crop", "no_picture"),
+        ("/v1/nothing", "not_found"),
+        ("/v2/predict", "not_found"),
+    ],
+)
+def test_what_there_is_not(service, path, code):
+    answer = service.get(path)
+    assert (answer.status, answer.error) == (404, code)
+
+
+def test_other_methods(service):
+    for method, path in (("GET", "/v1/predict"), ("DELETE", "/v1/model"), ("POST", "/healthz"), ("PUT", "/")):
+        answer = service.send(method, path, None)
+        assert (answer.status, answer.error) == (405, "method_not_allowed"), path
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_comes(strict):
+    """Only the head of the request is sent: had the service waited for the body, it would wait for ever."""
+    host, port = strict.url.removeprefix("http://").partition("/")[0].split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        head = f"POST /strict/v1/predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        connection.sendall(f"{head}Content-Length: 20001\r\n\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_that_becomes_too_large_is_refused_before_its_end(strict):
+    """In chunks, without saying how many, and never the last one."""
+    host, port = strict.url.removeprefix("http://").partition("/")[0].split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        head = f"POST /strict/v1/explain HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        for _ in range(3):
+            connection.sendall(b"1f40\r\n" + b"x" * 8000 + b"\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_too_much_of_anything(strict):
+    assert strict.post("/v1/predict", b"x" * 20_001).error == "too_many_bytes"
+    assert strict.form("/v1/predict", [("a.jpg", b"x" * 20_001)]).error == "too_many_bytes"
+    assert strict.post("/v1/predict", photo(0, 200, 100)).error == "too_many_pixels"
+    for count in (3, 5):
+        answer = strict.form("/v1/predict", [(f"{n}.jpg", photo(n)) for n in range(count)])
+        assert (answer.status, answer.error) == (413, "too_many_images")
+
+
+def test_no_answer_in_time(strict):
+    for route in ("predict", "explain"):
+        started = time.monotonic()
+        answer = strict.post(f"/v1/{route}", photo(0))
+        assert (answer.status, answer.error) == (504, "timeout")
+        assert time.monotonic() - started < 5
+
+
+def test_a_body_that_never_ends_runs_out_of_time(strict):
+    host, port = strict.url.removeprefix("http://").partition("/")[0].split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        head = f"POST /strict/v1/predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        connection.sendall(f"{head}Content-Length: 1000\r\n\r\nabc".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 504")
+
+
+@pytest.mark.parametrize(
+    "header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": "é"}]
+)
+def test_without_the_token_nothing_but_health_page_and_documentation(strict, header):
+    stranger = Client(strict.url, header)
+    for path in ("/v1/model", "/v1/prototypes", "/v1/prototypes/0/1/crop", "/metrics", "/v1/nothing"):
+        answer = stranger.get(path)
+        assert (answer.status, answer.error) == (401, "unauthorized"), path
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert stranger.post("/v1/predict", photo(0)).error == "unauthorized"
+    for path in ("/healthz", "/readyz", "/docs", "/openapi.json", "/"):
+        assert stranger.get(path).status == 200, path
+
+
+def test_any_token_of_the_file_opens(strict):
+    assert strict.get("/v1/model").status == 200
+    assert Client(strict.url, {"Authorization": "bearer an-older-secret"}).get("/v1/model").status == 200
+
+
+def test_browsers_of_other_origins_are_kept_out_unless_configured(service, strict):
+    origin = {"Origin": "https://birds.example"}
+    assert "Access-Control-Allow-Origin" not in service.get("/v1/model", **origin).headers
+    assert strict.get("/v1/model", **origin).headers["Access-Control-Allow-Origin"] == "https://birds.example"
+    assert "Access-Control-Allow-Origin" not in strict.get("/v1/model", Origin="https://other.example").headers
+    preflight = Client(strict.url).send(
+        "OPTIONS", "/v1/predict", None, **origin, **{"Access-Control-Request-Method": "POST"}
+    )
+    assert preflight.status == 200
+
+
+def test_a_baseline_predicts_and_does_not_explain(local_serve, bundles, tmp_path):
+    uri = make_bundle(tmp_path / "baseline", 9, kind="baseline")
+    client = local_serve.deploy("mixed", [bundles[0], uri])
+    data = photo(1)
+    try:
+        expected = Predictor.load([bundles[0], uri]).scores(pixels(data)).logits_BK[0]
+        assert logits(client.post("/v1/predict?top_classes=4", data)) == dict(enumerate(expected.tolist()))
+        answer = client.post("/v1/explain", data)
+        assert (answer.status, answer.error) == (409, "cannot_explain")
+        assert client.get("/v1/model").json["explains"] is False
+        assert client.get("/v1/prototypes").json["total"] == 0
+        assert client.get("/v1/prototypes/0/1").error == "unknown_prototype"
+    finally:
+        local_serve.delete("mixed")
