@@ -46,19 +46,18 @@ def training_memory(network: ProtoPNet | Baseline, settings: RunSettings, batch:
         gradients=_FLOAT32 * trained,
         optimiser=2 * _FLOAT32 * trained,
         activations=kept,
-        prototypes=_prototypes(network, settings, batch, training=True),
+        prototypes=_prototypes(network, settings.model.image_size, batch, training=True),
     )
 
 
-def pass_memory(network: ProtoPNet | Baseline, settings: RunSettings) -> Memory:
+def pass_memory(network: ProtoPNet | Baseline, image_size: int, batch: int) -> Memory:
     """An actor of a pass: the network, and the largest output of a layer with its input."""
-    batch = settings.push.batch_size
     return Memory(
         weights=_bytes(network),
         gradients=0,
         optimiser=0,
-        activations=_largest(network, settings.model.image_size, batch),
-        prototypes=_prototypes(network, settings, batch, training=False),
+        activations=_largest(network, image_size, batch),
+        prototypes=_prototypes(network, image_size, batch, training=False),
     )
 
 
@@ -136,12 +135,12 @@ def _largest(network: ProtoPNet | Baseline, size: int, batch: int) -> int:
     return most
 
 
-def _prototypes(network: ProtoPNet | Baseline, settings: RunSettings, batch: int, *, training: bool) -> int:
+def _prototypes(network: ProtoPNet | Baseline, image_size: int, batch: int, *, training: bool) -> int:
     """Distances of B images to P prototypes: the chunk they are computed in, and what is kept of each pair."""
     if isinstance(network, Baseline):
         return 0
     P, D, h, w = network.prototypes.shape
-    _, rows, columns = network.backbone.map_shape(settings.model.image_size)
+    _, rows, columns = network.backbone.map_shape(image_size)
     patches = batch * (rows - h + 1) * (columns - w + 1)
     pairs = batch * P * (3 * _FLOAT32 + 8)  # distance, similarity, gradient; which patch
     return buffer_bytes(patches, P) + pairs + (patches * D * h * w * _FLOAT32 if training else 0)

@@ -77,7 +77,11 @@ def plan_training(settings: RunSettings, cluster: Cluster, images_per_second: fl
         ("  an epoch", f"{_steps(settings, images):,} steps", f"{_an_epoch(settings, images):,} image passes"),
         ("passes", _actors(passes), f"{passes.threads} threads each; push, last layer, evaluation"),
         ("  a push", f"{blocks:,} blocks", "the unit that a lost actor repeats"),
-        *_memory_lines(training_memory(network, settings, per_worker), pass_memory(network, settings), train.gpu),
+        *_memory_lines(
+            training_memory(network, settings, per_worker),
+            pass_memory(network, settings.model.image_size, settings.push.batch_size),
+            train.gpu,
+        ),
         *_storage_lines(network, settings, images),
         ("image passes", f"{work.training:,} training", f"{work.without:,} without gradients"),
         _hours(work, train, passes, images_per_second),

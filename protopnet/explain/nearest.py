@@ -39,6 +39,7 @@ _ORDER = [(name, "ascending") for name in ("prototype", "distance", "image_id", 
 _ROUNDING_ABSOLUTE, _ROUNDING_RELATIVE = 2e-6, 3e-5
 _FLOAT32 = 5e-7  # relative error of the sums in `distance_maps`, generously
 _MOST = 32  # candidates measured beyond those asked for; with one an image, patches of an image measured
+_LEAST_MERGED = 10_000  # rows that wait for a merge, however few are kept
 _NUMBERS = 1 << 22  # measured in float64 at a time
 _DISTANCES = 1 << 20  # of a batch looked through at a time
 
@@ -140,6 +141,31 @@ def merge_nearest(tables: list[pa.Table], k: int, spare: int = 0, *, one_per_ima
     limit = distance[kth[np.searchsorted(prototype[kth], prototype[beyond])]]
     kept[beyond] = distance[beyond] <= limit + rounding(limit)
     return table.filter(pa.array(kept))
+
+
+class Reducer:
+    """`merge_nearest` over any number of tables, one after another.
+
+    Tables wait until together they are as long as what is kept, so that the merges cost as much as a few sorts of the
+    result however many tables there are: with 100,000 prototypes, a merge for each table would take an hour.
+    """
+
+    def __init__(self, k: int, spare: int = 0, *, one_per_image: bool = False, least: int = _LEAST_MERGED) -> None:
+        self.k, self.spare, self.one_per_image, self.least = k, spare, one_per_image, least
+        self.kept, self.waiting = CANDIDATE_SCHEMA.empty_table(), list[pa.Table]()
+
+    def add(self, table: pa.Table) -> None:
+        self.waiting.append(table)
+        if sum(map(len, self.waiting)) > max(len(self.kept), self.least):
+            self.result()
+
+    def result(self) -> pa.Table:
+        """The candidates of all tables so far."""
+        if self.waiting:
+            tables = [self.kept, *self.waiting]
+            self.kept = merge_nearest(tables, self.k, self.spare, one_per_image=self.one_per_image)
+            self.waiting = []
+        return self.kept
 
 
 def rank_within_prototype(table: pa.Table) -> np.ndarray:

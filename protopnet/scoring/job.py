@@ -32,7 +32,7 @@ from protopnet.training.progress import Reporter, listening
 SUMMARY = "scores.json"
 _MOST_BLOCKS = 2000  # units that Ray Data keeps book of; each is one or more chunks
 _NO_PROGRESS_SECONDS = 24 * 3600  # Ray Data hears of a block when it is done, which may take hours
-_ON_CPU, _ON_GPU = 64, 128  # images a forward pass
+ON_CPU, ON_GPU = 64, 128  # images a forward pass
 
 
 class ScoreSettings(Section):
@@ -62,7 +62,7 @@ class ScoreSettings(Section):
         "float32", description="of the backbone; with bf16 scores.json says how far the first images are from float32"
     )
     batch_size: int | None = Field(
-        None, ge=1, description=f"images a forward pass; {_ON_CPU}, or {_ON_GPU} on GPUs, when left out"
+        None, ge=1, description=f"images a forward pass; {ON_CPU}, or {ON_GPU} on GPUs, when left out"
     )
     chunk_rows: int | None = Field(
         None, ge=1, description="images a part, which is what a killed job loses; 256 to 4096 when left out"
@@ -128,7 +128,7 @@ def score(settings: ScoreSettings, reporter: Reporter, started: float) -> tuple[
 
 def _begin(settings: ScoreSettings, source: Input, classes: list[str], asked: dict[str, Any]) -> JobRecord:
     plan = _plan(settings)
-    batch_size = settings.batch_size or (_ON_GPU if plan.gpus else _ON_CPU)
+    batch_size = settings.batch_size or (ON_GPU if plan.gpus else ON_CPU)
     return begin(settings.output, source, **asked, classes=classes, batch_size=batch_size, actors=plan.actors)
 
 

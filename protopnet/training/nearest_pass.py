@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 
 from protopnet.explain.nearest import (
-    CANDIDATE_SCHEMA,
+    Reducer,
     first_of_each_image,
     local_nearest,
     merge_nearest,
@@ -102,11 +102,11 @@ def collect(
     on_images: Callable[[int], None] = lambda images: None,
 ) -> pa.Table:
     """Map and reduce: the candidates of the task over all rows, before any closer look."""
-    best = CANDIDATE_SCHEMA.empty_table()
+    best = Reducer(task.k, task.spare, one_per_image=task.one_per_image)
     for images, candidates in run_pass(rows, task, options):
-        best = merge_nearest([best, candidates], task.k, task.spare, one_per_image=task.one_per_image)
+        best.add(candidates)
         on_images(images)
-    return best
+    return best.result()
 
 
 def settle(

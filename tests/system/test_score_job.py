@@ -78,6 +78,20 @@ def test_too_many_bad_images_are_said_at_the_end(scored: Scored, jobs: Jobs) -> 
     assert (again.code, again.err) == (0, "")
 
 
+def test_a_plan_says_what_it_would_use_and_starts_nothing(scored: Scored, jobs: Jobs, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    planned = jobs.run_here(
+        "score",
+        *("--bundle", str(scored.bundle), "--input", str(scored.images), "--output", str(output)),
+        *("--plan", "--plan.images_per_second", "50"),
+    )
+    assert planned.code == 0, planned
+    assert re.search(r"images +\d", planned.out)
+    assert "parts" in planned.out
+    assert "at 50 img/s an actor" in planned.out
+    assert not output.exists()
+
+
 def test_one_line_says_what_is_wrong(scored: Scored, jobs: Jobs, tmp_path: Path) -> None:
     def error(*arguments: str) -> str:
         return jobs.run_here("score", *arguments).error

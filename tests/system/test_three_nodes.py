@@ -98,3 +98,20 @@ def test_nodes_may_go_in_the_middle_of_every_stage(
         json.loads((f / "summary.json").read_text())["test_accuracy"] for f in (run, trained.folder)
     )
     assert accuracy == pytest.approx(undisturbed, abs=1e-9)
+
+    shards = str(next((run / "stages/00-data").glob("birds-*")))
+    scoring = start(
+        "score",
+        cluster,
+        *("--bundle", str(run / "bundle"), "--input", shards, "--output", str(tmp_path / "scores")),
+        *("--chunk_rows", "4", "--batch_size", "4", "--explain", "2"),
+    )
+    exchange(cluster, "ray::MapWorker")
+    finish(scoring)
+    rows = pq.read_table(tmp_path / "scores/parts").to_pylist()
+    assert len(rows) == len({row["uri"] for row in rows}) == 52
+    evaluated = pq.read_table(trained.folder / "stages/06-evaluate/predictions.parquet").to_pylist()
+    by_uri = {row["uri"]: row for row in rows}
+    for row in evaluated:
+        assert by_uri[row["uri"]]["prediction"] == row["prediction"]
+        assert by_uri[row["uri"]]["probability"] == pytest.approx(row["probability"], abs=1e-4)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from protopnet.explain.boxes import activation_boxes, receptive_field_boxes
-from protopnet.explain.nearest import CANDIDATE_SCHEMA, local_nearest, merge_nearest, rank_of_image, rounding
+from protopnet.explain.nearest import CANDIDATE_SCHEMA, Reducer, local_nearest, merge_nearest, rank_of_image, rounding
 from protopnet.model.prototypes import distance_maps, similarity
 from protopnet.model.receptive_field import ReceptiveField
 from protopnet.training.push import choose
@@ -171,13 +171,14 @@ def searches(draw: st.DrawFn) -> Search:
 def in_shards(
     search: Search, shards: int, batch: int, k: int, random: np.random.Generator, **options: bool
 ) -> pa.Table:
-    """The images in any order, cut into shards and batches; their tables merged in any order, two by two."""
+    """The images in any order, cut into shards and batches; their tables merged in any order, at once or by and by."""
     order = random.permutation(len(search.labels))
     parts = [search.nearest(k, part, batch, **options) for part in np.array_split(order, shards) if len(part)]
-    while len(parts) > 1:
-        random.shuffle(parts)  # type: ignore[arg-type]
-        parts = [merge_nearest(parts[:2], k), *parts[2:]]
-    return parts[0]
+    random.shuffle(parts)  # type: ignore[arg-type]
+    reducer = Reducer(k, least=int(random.choice([0, 5, 10_000])))
+    for part in parts:
+        reducer.add(part)
+    return reducer.result()
 
 
 @given(search=searches(), seed=st.integers(0, 2**32), k=st.integers(1, 6))

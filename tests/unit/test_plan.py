@@ -110,7 +110,7 @@ class TestMemory:
         assert ten.activations == pytest.approx(10 * one.activations, rel=0.01)
         assert training_memory(network, settings, 10, bf16=True).activations < 0.6 * one.activations
         assert one.optimiser == 2 * one.gradients
-        assert pass_memory(network, settings).total < training_memory(network, settings, 64).total
+        assert pass_memory(network, settings.model.image_size, 64).total < training_memory(network, settings, 64).total
 
 
 class TestCounting:
