@@ -203,7 +203,7 @@ class TestAgain:
     def test_the_summary_stays_complete(self, trained: TrainedRun, again: str) -> None:
         summary = summary_of(trained.folder)
         assert [stage["name"] for stage in summary["stages"]] == STAGES
-        assert sum(stage["seconds"] for stage in summary["stages"]) <= summary["seconds"]
+        assert sum(stage["seconds"] for stage in summary["stages"]) <= summary["seconds"] + 0.1  # both are rounded
 
     def test_another_setting_under_the_same_name_is_refused(self, trained: TrainedRun, jobs: Jobs) -> None:
         error = jobs.train(trained.storage, name="tiny", train__lr_add_on=0.5).error
