@@ -4,18 +4,18 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
-from ray_processes import descendants, kill_all, wait_for
+from ray_processes import descendants, wait_for
 from running_jobs import ROOT, Jobs, TrainedRun
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -27,12 +27,43 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@dataclass(frozen=True)
 class JobServer:
-    """A head node that takes jobs."""
+    """A head node that takes jobs: Ray's own process in the foreground, on ports of its own, ended by its id."""
 
-    address: str
-    environment: dict[str, str]
+    def __init__(self, folder: Path) -> None:
+        self.environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+        self.environment["RAY_USAGE_STATS_ENABLED"] = "0"
+        # Commands of the job are found beside this Python, as in an activated environment.
+        self.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment.pop("RAY_ADDRESS", None)
+        self.folder = folder
+        self.start()
+
+    def start(self) -> None:
+        names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
+        ports = {name: free_port() for name in (*names, "metrics-export-port")}
+        command = [*RAY, "start", "--head", "--block", "--num-cpus=4", f"--temp-dir=/tmp/protopnet-{os.getpid()}"]
+        command += [f"--{name}={port}" for name, port in ports.items()]
+        self.address = f"http://127.0.0.1:{ports['dashboard-port']}"
+        self.log = self.folder / f"{ports['port']}.log"
+        with self.log.open("w") as log:
+            self.head = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=log, stderr=log)
+        wait_for(self._ready, timeout=120)
+
+    def _ready(self) -> bool:
+        assert self.head.poll() is None, self.log.read_text()
+        with contextlib.suppress(Exception):
+            self.client.list_jobs()
+            return True
+        return False
+
+    def kill(self) -> None:
+        """As when the machine goes: the head, its jobs and all workers at once."""
+        below = list(descendants(self.head.pid))
+        for pid in (self.head.pid, *below):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.head.wait()
 
     @property
     def client(self) -> JobSubmissionClient:
@@ -51,60 +82,43 @@ class JobServer:
         )
         return done.returncode, done.stdout + done.stderr
 
+    def begin(self, *command: str) -> str:
+        """Submit without waiting; the job's id."""
+        code, said = self.submit(*command, wait=False)
+        job = re.search(r"raysubmit_\w+", said)
+        assert code == 0, said
+        assert job, said
+        return job[0]
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobServer]:
-    """Ray's own head process in the foreground, on ports of its own; ended by its process id."""
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    # Commands of the job are found beside this Python, as in an activated environment.
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    environment.pop("RAY_ADDRESS", None)
-    names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
-    ports = {name: free_port() for name in names}
-    command = [*RAY, "start", "--head", "--block", "--num-cpus=4", f"--temp-dir=/tmp/protopnet-{os.getpid()}"]
-    command += [f"--{name}={port}" for name, port in ports.items()]
-    log = (tmp_path_factory.mktemp("head") / "log").open("w+")
-    head = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{ports['dashboard-port']}"
-
-    def ready() -> bool:
-        assert head.poll() is None, Path(log.name).read_text()
-        with contextlib.suppress(Exception):
-            JobSubmissionClient(address).list_jobs()
-            return True
-        return False
-
-    try:
-        wait_for(ready, timeout=120)
-        yield JobServer(address, environment)
-    finally:
-        below = list(descendants(head.pid))
-        head.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(20)
-        kill_all([head.pid, *below])
-        log.close()
+    made = JobServer(tmp_path_factory.mktemp("head"))
+    yield made
+    made.kill()
 
 
-def test_training_is_stopped_submitted_again_and_ends_as_if_nothing_had_happened(
+def test_training_is_stopped_loses_its_head_and_ends_as_if_nothing_had_happened(
     server: JobServer, jobs: Jobs, trained: TrainedRun, tmp_path: Path
 ) -> None:
     command = ("jobs/train.py", "--storage", str(tmp_path), *jobs.options(name="tiny", compute__workers=1))
-    code, said = server.submit(*command, wait=False)
-    assert code == 0, said
-    job = re.search(r"raysubmit_\w+", said)
-    assert job, said
-    client = server.client
-    wait_for(lambda: "epoch 1/2" in client.get_job_logs(job[0]), timeout=200)
-    client.stop_job(job[0])
-    wait_for(lambda: client.get_job_status(job[0]).is_terminal(), timeout=60)
-    assert client.get_job_status(job[0]) == JobStatus.STOPPED
-    assert "the same command goes on" in client.get_job_logs(job[0])
+    job, client = server.begin(*command), server.client
+    wait_for(lambda: "epoch 1/2" in client.get_job_logs(job), timeout=200)
+    client.stop_job(job)
+    wait_for(lambda: client.get_job_status(job).is_terminal(), timeout=60)
+    assert client.get_job_status(job) == JobStatus.STOPPED
+    assert "the same command goes on" in client.get_job_logs(job)
     assert not (tmp_path / "tiny/bundle").exists()
+
+    job = server.begin(*command)
+    wait_for((tmp_path / "tiny/stages/02-joint/result.json").exists, timeout=200)
+    server.kill()
+    assert not (tmp_path / "tiny/bundle").exists()
+    server.start()
 
     code, said = server.submit(*command)
     assert code == 0, said
-    assert re.search(r"00-data .*done before", said)
+    assert re.search(r"02-joint .*done before", said)
     assert (tmp_path / "tiny/bundle/model.json").exists()
     accuracy, expected = (
         json.loads((run / "summary.json").read_text())["test_accuracy"] for run in (tmp_path / "tiny", trained.folder)
