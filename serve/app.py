@@ -61,8 +61,6 @@ def _member_options(args: AppSettings) -> dict[str, Any]:
         "ray_actor_options": {"num_cpus": member.cpus, "num_gpus": member.gpus},
         **_replicas(member),
         **_life(args),
-        # The ingress logs each request; a line for each batch beside it says nothing more.
-        "logging_config": {"encoding": "JSON", "enable_access_log": False},
     }
 
 

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import boto3
+from moto.backends import get_backend
 from moto.server import ThreadedMotoServer
 
 ANSWERS = {
@@ -111,7 +112,8 @@ class FailingBucket:
 
 @contextmanager
 def failing_bucket_of_moto() -> Iterator[FailingBucket]:
-    """Fails nothing until `failing` is set."""
+    """Empty, and fails nothing until `failing` is set."""
+    get_backend("s3").reset()  # moto's servers in one process share one memory: another test's buckets
     server = ThreadedMotoServer(port=0)
     server.start()
     bucket = FailingBucket(*server.get_host_and_port())
