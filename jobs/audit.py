@@ -49,7 +49,9 @@ def main() -> None:
     trained = trained_with(bundle.info.provenance, settings.bundle)
     dataset = open_training_data(settings.data, bundle.classes, trained, settings.output)
     connect(settings.compute)
-    options = PassOptions(plan=plan_pass(settings.compute), batch_size=settings.batch_size)
+    options = PassOptions(
+        plan=plan_pass(settings.compute), batch_size=settings.batch_size, max_pixels=trained.data.max_pixels
+    )
     result = audit_bundle(bundle, dataset, settings.thresholds(), options)
     write(result, bundle, settings)
     counts, images = result.audit.counts(), f"{result.use.images:,} {result.use_split} images"

@@ -21,6 +21,7 @@ from protopnet.datasets.open import open_dataset, recognise
 from protopnet.datasets.validate import check_bad_share
 from protopnet.errors import exit_with_a_sentence
 from protopnet.explain.quality_table import quality_text
+from protopnet.imaging import MAX_PIXELS
 from protopnet.predictor import Predictor
 from protopnet.training.evaluate import evaluate, with_labels_of
 from protopnet.training.passes import PassOptions
@@ -43,6 +44,7 @@ class EvaluateSettings(Section):
         200, ge=0, description="images, drawn at random, that deletion and insertion are measured on"
     )
     batch_size: int = Field(64, ge=1, description="images a forward pass")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="images with more pixels than this aren't decoded")
     max_bad: float = Field(0.05, ge=0, le=1, description="largest share of images that can't be read")
     seed: int = Field(
         0, ge=0, description="seed of the splits, where the data has none of its own, and of what --quality draws"
@@ -69,6 +71,7 @@ def main() -> None:
         path=settings.data,
         classes=settings.classes,
         crop=settings.crop,
+        max_pixels=settings.max_pixels,
         validation=0,
         test=0,
     )
@@ -77,7 +80,9 @@ def main() -> None:
     split = settings.split or ("test" if len(dataset.split("test")) else "all")
     rows = with_labels_of(predictor.classes, dataset, split)
     connect(settings.compute)
-    options = PassOptions(plan=plan_pass(settings.compute), batch_size=settings.batch_size)
+    options = PassOptions(
+        plan=plan_pass(settings.compute), batch_size=settings.batch_size, max_pixels=settings.max_pixels
+    )
     metrics = evaluate(predictor, rows, settings.output, options=options, quality=quality, source=dataset.source)
     print(f"{metrics['images']:,} images ({split}), {len(predictor.classes)} classes")
     for name, key in (("top-1", "top1"), ("top-5", "top5"), ("mean per class", "mean_per_class")):

@@ -71,7 +71,7 @@ def describe_patches(
     at most for a prototype and an image."""
     places = places.select(["prototype", "image_id", "row", "column"])
     images = rows.filter(pc.is_in(rows["image_id"], value_set=pc.unique(places["image_id"])))
-    task = DescribeTask(network, size, places, classes, sources=False)
+    task = DescribeTask(network, size, places, classes, sources=False, max_pixels=options.max_pixels)
     tables: list[pa.Table] = []
     thumbnails: dict[int, bytes] = {}
     for _, output in run_pass(images, task, options):

@@ -43,6 +43,7 @@ class DescribeTask:
     places: pa.Table
     classes: list[str]
     sources: bool = True
+    max_pixels: int = imaging.MAX_PIXELS
 
     def to(self, device: torch.device) -> "DescribeTask":
         placed(self.network, device)
@@ -73,7 +74,7 @@ class DescribeTask:
         seen = receptive_field(network.backbone, size)
         fields = receptive_field_boxes(cells, seen, size, (prototypes_pDhw.shape[2], prototypes_pDhw.shape[3]))
         shape = (size, image["width"], image["height"])
-        small = thumbnail(encoded)
+        small = thumbnail(encoded, self.max_pixels)
         labels = network.prototype_class[indices].tolist()
         columns = {
             "prototype": indices,
@@ -107,9 +108,9 @@ class DescribeTask:
                 )
 
 
-def thumbnail(encoded: bytes) -> bytes:
+def thumbnail(encoded: bytes, max_pixels: int = imaging.MAX_PIXELS) -> bytes:
     """A small JPEG of an encoded image, its aspect ratio kept."""
-    image = imaging.decode(encoded, at_least=THUMBNAIL_SIDE)
+    image = imaging.decode(encoded, max_pixels=max_pixels, at_least=THUMBNAIL_SIDE)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     sink = io.BytesIO()
     image.save(sink, "JPEG", quality=88)
@@ -125,7 +126,7 @@ def describe_prototypes(
     """
     rows = dataset.split("train")
     rows = rows.filter(pc.is_in(rows["image_id"], value_set=pc.unique(places["image_id"])))
-    task = DescribeTask(network, size, places, dataset.classes)
+    task = DescribeTask(network, size, places, dataset.classes, max_pixels=options.max_pixels)
     return pa.concat_tables([output for _, output in run_pass(rows, task, options)]).sort_by("prototype")
 
 

@@ -34,7 +34,9 @@ def choose_examples(predictions: pa.Table, each: int = EACH) -> tuple[list[int],
     return list(right.values())[:each], list(wrong.values())[:each]
 
 
-def explained_examples(predictor: Predictor, dataset: Dataset, predictions: pa.Table) -> list[Mapping[str, Any]]:
+def explained_examples(
+    predictor: Predictor, dataset: Dataset, predictions: pa.Table, max_pixels: int = imaging.MAX_PIXELS
+) -> list[Mapping[str, Any]]:
     """What the template of the report shows of each: see `figures.explained_image`; wrong ones with the true class too.
 
     Each has `verdict`, a line about what the image is and was taken for, and `right`.
@@ -45,7 +47,7 @@ def explained_examples(predictor: Predictor, dataset: Dataset, predictions: pa.T
         return []
     places = np.searchsorted(dataset.table["image_id"].to_numpy(), image_ids)
     rows = dataset.table.take(places)
-    photos = [imaging.decode(data) for data in ImageReader().read(rows, range(len(rows)))]
+    photos = [imaging.decode(data, max_pixels=max_pixels) for data in ImageReader().read(rows, range(len(rows)))]
     labels = rows["label"].to_pylist()
     pixels_BHWC = torch.from_numpy(np.stack([imaging.resize(photo, predictor.size) for photo in photos]))
     explanations = predictor.explain(

@@ -55,7 +55,7 @@ class PassOptions:
     blocks: int | None = None
     augment: AugmentSettings | None = None
     seed: int = 0
-    max_pixels: int = 50_000_000
+    max_pixels: int = imaging.MAX_PIXELS
 
 
 class _ImageActor:

@@ -77,7 +77,8 @@ def _examples(run: Run, bundle: Bundle, predictions_uri: str) -> Sequence[Mappin
     """A few explained test images; none for a baseline."""
     if bundle.prototypes is None:
         return []
-    return explained_examples(Predictor([bundle]), run.dataset, read_table(predictions_uri))
+    max_pixels = run.settings.data.max_pixels
+    return explained_examples(Predictor([bundle]), run.dataset, read_table(predictions_uri), max_pixels)
 
 
 def _with_following(results: list[Result]) -> list[tuple[Result, Result]]:
