@@ -43,7 +43,7 @@ class Ensemble:
         self._couriers = [
             Courier(
                 partial(_ask, ask[member], member, ref),
-                at_once=2 * settings.max_replicas,
+                replicas=settings.max_replicas,
                 most=settings.max_batch,
                 room=settings.max_queue,
             )
