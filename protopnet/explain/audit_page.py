@@ -7,18 +7,17 @@ a patch, below a heat map of a few hundred bytes. What goes in are the tables of
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from protopnet.explain.audit import Audit
 from protopnet.explain.findings import KINDS, SEVERITIES, Finding
+from protopnet.explain.pages import render
 from protopnet.explain.pictures import data_uri, encoded, heat_png, opened, shrunk
-from protopnet.explain.words import percent, readable_names
+from protopnet.explain.words import readable_names
 
 MAX_FINDINGS = 500  # on the first page; all are in findings.parquet
 _HEAT_SIDE = 32  # pixels of a heat map; the browser enlarges it
@@ -154,19 +153,17 @@ class AuditPages:
     # What both need.
 
     def _render(self, template: str, **values: Any) -> str:
-        return (
-            _environment()
-            .get_template(template)
-            .render(
-                title=self.title,
-                facts=self.facts,
-                settings=self.settings,
-                use_split=self.use_split,
-                names=self._names,
-                kind_titles=KINDS,
-                severity_words=SEVERITIES,
-                **values,
-            )
+        return render(
+            template,
+            title=self.title,
+            facts=self.facts,
+            settings=self.settings,
+            use_split=self.use_split,
+            names=self._names,
+            kind_titles=KINDS,
+            severity_words=SEVERITIES,
+            class_path=class_path,
+            **values,
         )
 
     def _nearest(self, p: int) -> list[dict[str, Any]]:
@@ -210,16 +207,3 @@ def class_path(label: int) -> str:
 def _picture(symbol: str, row: Mapping[str, Any], label: str) -> Picture:
     heat = data_uri(heat_png(row["activation_map"], _HEAT_SIDE, _HEAT_SIDE))
     return Picture(symbol, row["width"], row["height"], tuple(row["box"]), heat, label)
-
-
-@cache
-def _environment() -> Environment:
-    page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page.filters |= {"percent": percent, "class_path": class_path, "thousands": lambda number: f"{number:,}"}
-    return page

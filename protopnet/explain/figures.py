@@ -6,11 +6,9 @@ over the photo | similarity x class connection = points; then the remaining prot
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -19,6 +17,7 @@ from PIL import Image
 from protopnet.errors import UserError
 from protopnet.explain import pictures
 from protopnet.explain.evidence import ClassEvidence, Evidence, Explainer, Explanation
+from protopnet.explain.pages import render
 from protopnet.explain.words import percent, readable_names, shown_points
 
 PHOTO_SIDE = 320  # pixels of the longer side of the photo in a page
@@ -126,12 +125,8 @@ def _draw_words(figure: Figure, entry: ClassEvidence, names: Sequence[str], heig
 def page(explained: Sequence[tuple[str, Image.Image, Explanation]], album: Album, title: str) -> str:
     """One HTML document with the tables of all classes of each (name, photo as uploaded, explanation)."""
     names = readable_names(album.explainer.classes)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["percent"] = percent
     images = [explained_image(name, photo, e, album, names) for name, photo, e in explained]
-    return environment.get_template("explanation.html.j2").render(title=title, images=images)
+    return render("explanation.html.j2", title=title, images=images)
 
 
 def explained_image(

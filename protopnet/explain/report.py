@@ -4,22 +4,21 @@ What goes in are plain values (`RunReport`), so a report can be written again fr
 numbers in a test. Charts are in `charts`, the page itself is `report.html.j2`.
 """
 
-import base64
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from protopnet.explain import charts
 from protopnet.explain.boxes import activation_boxes
+from protopnet.explain.pages import render
+from protopnet.explain.pictures import data_uri
 from protopnet.explain.quality_table import QualityRow
 from protopnet.explain.words import duration, flatten, percent, readable_names
 
@@ -92,15 +91,8 @@ def write_report(run: RunReport) -> str:
     """The report as one HTML document."""
     confusion = None if run.confusion is None else np.asarray(run.confusion)
     names = readable_names(run.classes)
-    page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page.filters |= {"percent": percent, "duration": duration}
-    return page.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         title=run.settings.get("name", "run"),
         run=run,
         facts=_facts(run),
@@ -219,7 +211,7 @@ def _pictures(prototypes: pa.Table | None) -> list[dict[str, Any]]:
             "class": row["class"],
             "image": row["uri"].rsplit("/", 1)[-1],
             "similarity": row["self_similarity"],
-            "source": "data:image/jpeg;base64," + base64.b64encode(_thumbnail(row["thumbnail"], side)).decode(),
+            "source": data_uri(_thumbnail(row["thumbnail"], side)),
             "box": box,
         }
         for row, box in zip(rows, _boxes([row["activation_map"] for row in rows]), strict=True)
