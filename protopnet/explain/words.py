@@ -23,6 +23,12 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def first_few(items: Sequence[object], shown: int) -> str:
+    """The first ones, and how many more there are: `3, 5, 8 and 12 more`."""
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return ", ".join(map(str, items[:shown])) + more
+
+
 def readable_names(classes: Sequence[str]) -> list[str]:
     """Class names for people: `001.Black_footed_Albatross` is Black footed Albatross, unless two became the same."""
     names = [re.sub(r"^\d+[._ -]+(?=\D)", "", name).replace("_", " ").strip() or name for name in classes]

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from protopnet import storage
+from protopnet.explain.words import first_few
 from protopnet.scoring.output import PARTS
 
 _SHOWN = 5  # classes and reasons named
@@ -51,5 +52,4 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _most(counts: dict[str, int]) -> str:
     """The largest counts by name."""
-    names = [f"{name} ({count:,})" for name, count in list(counts.items())[:_SHOWN]]
-    return ", ".join(names) + (f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else "")
+    return first_few([f"{name} ({count:,})" for name, count in counts.items()], _SHOWN)

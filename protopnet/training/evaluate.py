@@ -13,6 +13,7 @@ import torch
 from protopnet import storage
 from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
+from protopnet.explain.words import first_few
 from protopnet.predictor import Predictor
 from protopnet.tables import write_table
 from protopnet.training.metrics import classification_metrics
@@ -99,7 +100,7 @@ def with_labels_of(classes: list[str], dataset: Dataset, split: str) -> pa.Table
     unknown = [name for name in dataset.classes if name not in classes]
     missing = [name for name in classes if name not in dataset.classes]
     if unknown or missing:
-        which = f"{_some(unknown)} not known to the bundle" if unknown else f"{_some(missing)} missing"
+        which = f"{first_few(unknown, 3)} not known to the bundle" if unknown else f"{first_few(missing, 3)} missing"
         raise UserError(
             f"the data has {len(dataset.classes)} classes, the bundle {len(classes)}: {which}; "
             "evaluate on data with the classes the bundle was trained on"
@@ -109,7 +110,3 @@ def with_labels_of(classes: list[str], dataset: Dataset, split: str) -> pa.Table
         raise UserError(f"the data has no image in its {split} split; choose another --split, or all")
     labels = pc.index_in(rows["class_name"], value_set=pa.array(classes)).cast(pa.int32())
     return rows.set_column(rows.column_names.index("label"), "label", labels)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -35,6 +35,7 @@ from protopnet.explain.pruning import (
     merged_connections,
     prune_by_neighbours,
 )
+from protopnet.explain.words import first_few
 from protopnet.model.network import ProtoPNet
 from protopnet.training.describe import REENCODE_TOLERANCE
 from protopnet.training.nearest_pass import nearest_patches
@@ -42,7 +43,7 @@ from protopnet.training.passes import PassOptions
 from protopnet.training.progress import Reporter, Stopwatch
 from protopnet.training.push import push
 
-_SHOWN = 20  # prototypes that a line names
+_SHOWN = 20  # prototypes that a line names; all of them are in the record
 
 
 class Corrections(Section):
@@ -134,7 +135,7 @@ class Corrector:
 
     def _remove(self, draft: Draft, options: PassOptions) -> tuple[Draft, dict[str, Any], str]:
         removed = sorted(set(self.corrections.remove))
-        return self._removed(draft), {"removed": removed}, f"{_count(removed)} removed: {_listed(removed)}"
+        return self._removed(draft), {"removed": removed}, f"{_count(removed)} removed: {first_few(removed, _SHOWN)}"
 
     def _removed(self, draft: Draft) -> Draft:
         return draft.without(self.corrections.remove)
@@ -146,7 +147,7 @@ class Corrector:
         pairs = [(draft.named([merge.kept])[0], draft.named(merge.repeats)) for merge in merges]
         record = {"tolerance": tolerance, "merged": [{"kept": kept, "repeats": others} for kept, others in pairs]}
         repeats = [p for merge in merges for p in merge.repeats]
-        into = "; ".join(f"{_listed(others)} into {kept}" for kept, others in pairs[:_SHOWN])
+        into = "; ".join(f"{first_few(others, _SHOWN)} into {kept}" for kept, others in pairs[:_SHOWN])
         more = " …" if len(pairs) > _SHOWN else ""
         says = f"{_count(repeats)} merged: {into}{more}" if merges else "no prototype repeats another"
         return merged.without(repeats), record, says
@@ -170,7 +171,7 @@ class Corrector:
         for p, distance in zip(moving, result.chosen["distance"].to_pylist(), strict=True):
             places = {key: _place(each.places[p], uris) for key, each in (("from", draft), ("to", moved))}
             record["moved"].append({"prototype": draft.named([p])[0], **places, "distance": distance})
-        return moved, record, f"{_count(moving)} moved to other patches: {_listed(draft.named(moving))}"
+        return moved, record, f"{_count(moving)} moved to other patches: {first_few(draft.named(moving), _SHOWN)}"
 
     def _rule(self, draft: Draft, options: PassOptions) -> tuple[Draft, dict[str, Any], str]:
         k, threshold = self.corrections.k, self.corrections.threshold
@@ -181,10 +182,10 @@ class Corrector:
         removed, spared = draft.named(verdict.removed), draft.named(verdict.spared)
         counts = {str(number): int(own) for number, own in zip(draft.numbers_P, verdict.own_P, strict=True)}
         record = {"k": k, "threshold": threshold, "own_neighbours": counts, "removed": removed, "spared": spared}
-        says = f"{_count(removed)} removed{': ' if removed else ''}{_listed(removed)}"
+        says = f"{_count(removed)} removed{': ' if removed else ''}{first_few(removed, _SHOWN)}"
         if spared:
             names = [repr(self.dataset.classes[label]) for label in draft.prototype_class_P[verdict.spared]]
-            says += f"; {_listed(spared)} kept though under the rule, as the best of {', '.join(names)}"
+            says += f"; {first_few(spared, _SHOWN)} kept though under the rule, as the best of {', '.join(names)}"
         return draft.without(verdict.removed), record, says
 
     # What is barred.
@@ -231,10 +232,3 @@ def _place(place: Place, uris: dict[int, str]) -> dict[str, Any]:
 
 def _count(prototypes: Sequence[int]) -> str:
     return f"{len(prototypes)} prototype{'' if len(prototypes) == 1 else 's'}"
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    """The first few in words; all of them are in the record."""
-    return ", ".join(map(str, numbers[:_SHOWN])) + (
-        f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
-    )
