@@ -6,11 +6,12 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +22,8 @@ from protopnet.training.step import mixed_precision
 
 RESULTS = Path(__file__).parent / "results"
 Times = dict[str, list[float]]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 # ---------------------------------------------------------------------------------------------- timing
@@ -38,6 +41,20 @@ def seconds(work: Callable[[], object], clock: str = "wall") -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return now() - started
+
+
+def decoded_ahead(items: Sequence[T], decode: Callable[[T, Callable], R], threads: int) -> Iterator[R]:
+    """`decode(item, map)` of each; with `threads` > 0 the next one is decoded meanwhile, in that many threads."""
+    if not threads:
+        yield from (decode(item, map) for item in items)
+        return
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as beside:
+        waiting = beside.submit(decode, items[0], pool.map)
+        for following in [*items[1:], None]:
+            done = waiting.result()
+            if following is not None:
+                waiting = beside.submit(decode, following, pool.map)
+            yield done
 
 
 def take_turns(methods: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> Times:

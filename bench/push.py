@@ -17,14 +17,23 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import torch
 from authors_push import authors_push
-from common import Ratio, arguments_of, conclude, photographs, resnet18_weights, seconds, table, take_turns
+from common import (
+    Ratio,
+    arguments_of,
+    conclude,
+    decoded_ahead,
+    photographs,
+    resnet18_weights,
+    seconds,
+    table,
+    take_turns,
+)
 
 from protopnet import imaging
 from protopnet.cluster import connect, plan_pass
@@ -81,20 +90,9 @@ class Subject:
     def batches(self, batch_size: int, ahead: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pixels and labels; with `ahead` > 0 the next batch is decoded in that many threads meanwhile."""
         slices = [self.rows.slice(start, batch_size) for start in range(0, len(self.rows), batch_size)]
-        if not ahead:
-            yield from map(self._decode, slices)
-            return
-        with ThreadPoolExecutor(ahead) as threads:
-            decode = partial(self._decode, over=threads.map)
-            with ThreadPoolExecutor(1) as beside:
-                waiting = beside.submit(decode, slices[0])
-                for following in [*slices[1:], None]:
-                    batch = waiting.result()
-                    if following is not None:
-                        waiting = beside.submit(decode, following)
-                    yield batch
+        return decoded_ahead(slices, self._decode, ahead)
 
-    def _decode(self, rows: pa.Table, over: Callable = map) -> tuple[np.ndarray, np.ndarray]:
+    def _decode(self, rows: pa.Table, over: Callable) -> tuple[np.ndarray, np.ndarray]:
         encoded = ImageReader().read(rows, range(len(rows)))
         return np.stack(list(over(partial(imaging.load, size=self.size), encoded))), rows["label"].to_numpy()
 

@@ -22,16 +22,14 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable
 from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
-from common import Ratio, arguments_of, conclude, resnet18_weights, seconds, table, take_turns, test_data
+from common import Ratio, arguments_of, conclude, decoded_ahead, resnet18_weights, seconds, table, take_turns, test_data
 from PIL import Image
 
 from protopnet import imaging, storage
@@ -123,24 +121,11 @@ class Subject:
         return seconds(lambda: self._loop(ahead))
 
     def _loop(self, ahead: int) -> None:
-        for pixels_BHWC in self._batches(ahead):
+        slices = [self.files[start : start + BATCH] for start in range(0, len(self.files), BATCH)]
+        for pixels_BHWC in decoded_ahead(slices, self._decode, ahead):
             self.predictor.scores(imaging.normalise(torch.from_numpy(pixels_BHWC)))
 
-    def _batches(self, ahead: int) -> Iterator[np.ndarray]:
-        slices = [self.files[start : start + BATCH] for start in range(0, len(self.files), BATCH)]
-        if not ahead:
-            yield from map(self._decode, slices)
-            return
-        with ThreadPoolExecutor(ahead) as threads, ThreadPoolExecutor(1) as beside:
-            decode = partial(self._decode, over=threads.map)
-            waiting = beside.submit(decode, slices[0])
-            for following in [*slices[1:], None]:
-                batch = waiting.result()
-                if following is not None:
-                    waiting = beside.submit(decode, following)
-                yield batch
-
-    def _decode(self, files: list[str], over: Callable = map) -> np.ndarray:
+    def _decode(self, files: list[str], over: Callable) -> np.ndarray:
         return np.stack(list(over(lambda file: imaging.load(Path(file).read_bytes(), self.predictor.size), files)))
 
 

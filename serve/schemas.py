@@ -77,9 +77,12 @@ class PredictedImage(_Record):
     classes: list[ClassScore]
 
 
-class Prediction(_Record):
+class _Answer(_Record):
     request_id: str
     model: str = Field(description="which bundles answered: a short hash of all of them")
+
+
+class Prediction(_Answer):
     images: list[PredictedImage] = Field(description="in the order sent")
 
 
@@ -93,9 +96,7 @@ class ExplainedImage(Explanation):
     )
 
 
-class ExplainedImages(_Record):
-    request_id: str
-    model: str = Field(description="which bundles answered: a short hash of all of them")
+class ExplainedImages(_Answer):
     images: list[ExplainedImage] = Field(description="in the order sent")
 
 

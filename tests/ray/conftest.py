@@ -61,6 +61,12 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture
+def rows(birds: Dataset) -> pa.Table:
+    """The training images."""
+    return birds.split("train")
+
+
+@pytest.fixture
 def network() -> ProtoPNet:
     torch.manual_seed(0)
     built = placed(build_network(MODEL, BIRDS.classes), torch.device("cpu"))

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from protopnet.datasets.rows import Dataset
 from protopnet.model.network import ProtoPNet
 from protopnet.training.nearest_pass import nearest_patches
 
@@ -26,11 +25,6 @@ def brute_force(network: ProtoPNet, latents: torch.Tensor, rows: pa.Table) -> li
             best.append((float(map_HW.min()), image_id, int(row), int(column)))
         found.append(sorted(best)[:K])
     return found
-
-
-@pytest.fixture
-def rows(birds: Dataset) -> pa.Table:
-    return birds.split("train")
 
 
 @pytest.fixture

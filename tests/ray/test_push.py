@@ -8,7 +8,6 @@ import pytest
 import torch
 from ray_processes import kill_first, named
 
-from protopnet.datasets.rows import Dataset
 from protopnet.model.network import ProtoPNet
 from protopnet.training.push import PushResult, push
 
@@ -34,11 +33,6 @@ def brute_force(network: ProtoPNet, latents: torch.Tensor, rows: pa.Table, disti
                 chosen.append(place)
                 break
     return chosen
-
-
-@pytest.fixture
-def rows(birds: Dataset) -> pa.Table:
-    return birds.split("train")
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ import io
 import json
 import socket
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -368,21 +370,25 @@ def test_other_methods(service):
         assert (answer.status, answer.error) == (405, "method_not_allowed"), path
 
 
+@contextmanager
+def begun(strict, path, rest):
+    """A connection on which the first bytes of a request have been sent, `rest` after its first headers."""
+    address = urlsplit(strict.url)
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        head = f"POST {address.path}{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        connection.sendall(head.encode() + rest)
+        yield connection
+
+
 def test_a_body_that_says_it_is_too_large_is_refused_before_it_comes(strict):
     """Only the head of the request is sent: had the service waited for the body, it would wait for ever."""
-    host, port = strict.url.removeprefix("http://").partition("/")[0].split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
-        head = f"POST /strict/v1/predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
-        connection.sendall(f"{head}Content-Length: 20001\r\n\r\n".encode())
+    with begun(strict, "/v1/predict", b"Content-Length: 20001\r\n\r\n") as connection:
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
 def test_a_body_that_becomes_too_large_is_refused_before_its_end(strict):
     """In chunks, without saying how many, and never the last one."""
-    host, port = strict.url.removeprefix("http://").partition("/")[0].split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
-        head = f"POST /strict/v1/explain HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
-        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+    with begun(strict, "/v1/explain", b"Transfer-Encoding: chunked\r\n\r\n") as connection:
         for _ in range(3):
             connection.sendall(b"1f40\r\n" + b"x" * 8000 + b"\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
@@ -406,10 +412,7 @@ def test_no_answer_in_time(strict):
 
 
 def test_a_body_that_never_ends_runs_out_of_time(strict):
-    host, port = strict.url.removeprefix("http://").partition("/")[0].split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
-        head = f"POST /strict/v1/predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
-        connection.sendall(f"{head}Content-Length: 1000\r\n\r\nabc".encode())
+    with begun(strict, "/v1/predict", b"Content-Length: 1000\r\n\r\nabc") as connection:
         assert connection.recv(100).startswith(b"HTTP/1.1 504")
 
 
