@@ -7,6 +7,7 @@ The data are those the bundle was trained on: class folders, CUB-200-2011, shard
 stages/00-data of the run. Open index.html of the output in a browser.
 """
 
+import shlex
 from typing import Any
 
 from pydantic import Field
@@ -95,6 +96,7 @@ def write(result: AuditResult, bundle: Bundle, settings: AuditJobSettings) -> No
         facts=_facts(result),
         settings=[*thresholds.items(), ("bundle", about["bundle"]), ("sha256 of the bundle", bundle.hash)],
         use_split=result.use_split,
+        command=shlex.join(["python", "jobs/prune.py", settings.bundle, settings.data]),
     )
     for path, page in pages:
         storage.write_bytes(storage.join(settings.output, path), page.encode())

@@ -17,6 +17,7 @@ from protopnet.explain.audit import Audit
 from protopnet.explain.findings import KINDS, SEVERITIES, Finding
 from protopnet.explain.pages import render
 from protopnet.explain.pictures import data_uri, encoded, heat_png, opened, shrunk
+from protopnet.explain.remedies import remedies
 from protopnet.explain.words import readable_names
 
 MAX_FINDINGS = 500  # on the first page; all are in findings.parquet
@@ -51,7 +52,7 @@ class AuditPages:
 
     prototypes: of the bundle (PROTOTYPE_SCHEMA). thumbnails: JPEG by image_id. facts: label and value of each figure in the
     headline. settings: name and value. images: how many were looked at, by split; use_split: on which of them use was
-    counted.
+    counted. command: that corrects the bundle, without its options.
     """
 
     title: str
@@ -61,6 +62,7 @@ class AuditPages:
     facts: Sequence[tuple[str, str]]
     settings: Sequence[tuple[str, Any]]
     use_split: str
+    command: str
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Path and content of each page, the first page last."""
@@ -81,6 +83,8 @@ class AuditPages:
         return self._render(
             "audit.html.j2",
             findings=[{"finding": found, "pictures": self._small_pictures(found)} for found in findings],
+            remedies=remedies(self.audit.findings, self.prototypes),
+            command=self.command,
             left_out=len(self.audit.findings) - len(findings),
             symbols={f"p{p}": (self._source(p), data_uri(data)) for p, data in small.items()},
             counts=counts,

@@ -3,10 +3,12 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from browsing import chromium, watched
 from running_jobs import Finished, Jobs, TrainedRun
 
 from protopnet.explain.audit import FINDING_SCHEMA
@@ -90,3 +92,47 @@ def test_what_cannot_be_audited_is_said_in_one_line(trained: TrainedRun, jobs: J
         "audit", str(trained.folder), str(trained.folder / "stages/00-data"), "--output", str(tmp_path)
     )
     assert "there is no complete bundle" in wrong.error
+
+
+def test_the_pages_in_a_browser(job: Finished, folder: Path) -> None:
+    assert job.code == 0
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install playwright)")
+    path = chromium()
+    findings = pq.read_table(folder / "findings.parquet").to_pylist()
+    with playwright.sync_playwright() as starter:
+        browser = starter.chromium.launch(executable_path=path)
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        watch = watched(page)
+        page.goto((folder / "index.html").as_uri())
+        shown = page.locator("#list > li:visible")
+        for kind in {row["kind"] for row in findings}:
+            page.select_option("#kind", kind)
+            count = sum(row["kind"] == kind for row in findings)
+            assert shown.count() == count
+            assert page.locator("#count").inner_text() == f"{count} of {len(findings)} shown"
+        page.select_option("#kind", "")
+        page.select_option("#severity", "3")
+        assert shown.count() == sum(row["severity"] == 3 for row in findings)
+        page.select_option("#severity", "1")
+        page.fill("#words", "nothing that is there")
+        assert shown.count() == 0
+        assert fits(page)
+
+        page.locator("table a").first.click()
+        page.locator("h3").first.wait_for()
+        patch = page.locator(".near .patch").first
+        whole = patch.get_attribute("viewBox")
+        for view, seen in (("cut", patch.get_attribute("data-cut")), ("box", whole), ("image", whole), ("heat", whole)):
+            page.check(f"input[value={view}]")
+            assert patch.get_attribute("viewBox") == seen
+            assert page.locator(".near .heat").first.is_visible() == (view == "heat")
+            assert page.locator(".near .box").first.is_visible() == (view in ("heat", "box"))
+        assert fits(page)
+        browser.close()
+    assert not watch.complaints
+    assert all(asked.startswith(("file:", "data:")) for asked in watch.requests)
+
+
+def fits(page: Any) -> bool:
+    """Nothing is wider than the screen."""
+    return bool(page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"))

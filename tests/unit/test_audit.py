@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 from collections import Counter
 from dataclasses import replace
 
@@ -17,9 +18,10 @@ from protopnet.config import ModelSettings
 from protopnet.errors import UserError
 from protopnet.explain.audit import Audit, audit
 from protopnet.explain.audit_page import AuditPages, class_path
-from protopnet.explain.findings import AuditSettings
+from protopnet.explain.findings import AuditSettings, Finding
 from protopnet.explain.pairs import NEIGHBOURS, close_pairs
 from protopnet.explain.patch_table import NEAREST_SCHEMA, most_active, nearest_table, share_on_object
+from protopnet.explain.remedies import remedies
 from protopnet.explain.use import Use, use_of_batch
 from protopnet.model.bundle import PROTOTYPE_SCHEMA, Bundle
 from protopnet.model.network import Output, build_network
@@ -379,12 +381,44 @@ def test_a_bundle_that_does_not_know_its_sources_is_refused() -> None:
         audit_bundle(bundle, None, AuditSettings(), None)  # type: ignore[arg-type]
 
 
+# ---------------------------------------------------------------------------------------------------- remedies
+
+
+def flagging(kind: str, *prototypes: int) -> Finding:
+    return Finding(1, kind, 0, prototypes, "")
+
+
+def test_of_repeated_prototypes_the_first_stays() -> None:
+    [remedy] = remedies([flagging("repeated", 0, 1), flagging("borrowed")], prototypes())
+    assert (remedy.kind, remedy.says, remedy.options) == ("repeated", "drops 1 prototype", "--remove 1")
+
+
+def test_no_class_is_left_without_a_prototype() -> None:
+    assert prototypes()["class"].to_pylist() == [0, 0, 1, 1]
+    [remedy] = remedies([flagging("unused", 1), flagging("unused", 0), flagging("unused", 3)], prototypes())
+    assert remedy.options == "--remove 1,3"
+    assert remedies([flagging("unused", 2)], prototypes().filter(pa.array([True, True, True, False]))) == []
+
+
+def test_what_looks_at_the_background_is_moved_and_the_command_can_be_typed() -> None:
+    named = prototypes()
+    uris = pa.array(["a/b c's.jpg", *named["uri"].to_pylist()[1:]])
+    named = named.set_column(named.column_names.index("uri"), "uri", uris)
+    [remedy] = remedies([flagging("background", 0)], named)
+    box = ",".join(map(str, named["box"].to_pylist()[0]))
+    assert shlex.split(remedy.options) == ["--forbid", f"a/b c's.jpg:{box}"]
+
+
 # ------------------------------------------------------------------------------------------------------- pages
+
+COMMAND = "python jobs/prune.py bundle data"
 
 
 def pages(found: Audit, title: str = "tiny") -> dict[str, str]:
     thumbnails = {100 + rank: jpeg("teal") for rank in range(6)}
-    return dict(AuditPages(title, found, prototypes(), thumbnails, [("prototypes", "4")], [("top", 5)], "test"))
+    return dict(
+        AuditPages(title, found, prototypes(), thumbnails, [("prototypes", "4")], [("top", 5)], "test", COMMAND)
+    )
 
 
 class TestPages:
@@ -396,6 +430,9 @@ class TestPages:
     def test_a_page_a_class_and_the_first_page_last(self, written: dict[str, str]) -> None:
         assert list(written) == [class_path(0), class_path(1), "index.html"]
         assert class_path(0) in written["index.html"]
+
+    def test_what_puts_findings_right_can_be_typed(self, written: dict[str, str]) -> None:
+        assert f"<code>{COMMAND} --remove 1 --output corrected</code>" in written["index.html"]
 
     def test_nothing_is_fetched(self, written: dict[str, str]) -> None:
         for page in written.values():
