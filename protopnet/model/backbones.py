@@ -10,12 +10,10 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import get_model, list_models
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from protopnet.errors import UserError
+from protopnet.model.zoo import create_feature_extractor, get_model, list_models, torchvision
 
 BACKBONES = (
     *("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"),

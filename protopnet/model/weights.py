@@ -12,10 +12,10 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
-from torchvision.models import get_model, get_model_weights
 
 from protopnet.errors import UserError
 from protopnet.model.backbones import Backbone
+from protopnet.model.zoo import get_model, get_model_weights
 
 # What other programs put around the tensors or before their names.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
