@@ -7,6 +7,8 @@ keep torchvision's names, below `features.`. Weights are read by `weights.py`.
 
 import difflib
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -63,7 +65,7 @@ class Backbone(nn.Module):
         try:
             x = torch.empty(1, 3, image_size, image_size, device="meta")
             on_meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
-            with torch.no_grad():
+            with torch.no_grad(), _without_norms(features):
                 out = torch.func.functional_call(features, on_meta, (x,))
         except (RuntimeError, ValueError, AssertionError) as error:
             raise UserError(
@@ -77,6 +79,23 @@ class Backbone(nn.Module):
         if not isinstance(out, Tensor) or out.ndim != 4:
             raise UserError(f"model.cut {self.cut!r} of {self.name} has no feature map (channels, rows, columns)")
         return out.shape[1], out.shape[2], out.shape[3]
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+@contextmanager
+def _without_norms(features: nn.Module) -> Iterator[None]:
+    """BatchNorm changes no shape, and described only it would bring torch's compiler along (see `zoo`)."""
+    norms = [module for module in features.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.forward = _unchanged  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
 
 
 def build_backbone(name: str, cut: str | None = None) -> Backbone:
