@@ -21,6 +21,8 @@ JOB = """
     main()
     print("done")
 """
+# A job in the background of a script is born deaf to Ctrl-C; so is a test of one.
+LISTENING = "signal.signal(signal.SIGINT, signal.default_int_handler)"
 STOPPED = "stopped; what is finished is kept, the same command goes on from here\n"
 
 
@@ -30,7 +32,7 @@ STOPPED = "stopped; what is finished is kept, the same command goes on from here
         ("pass", 0, ""),
         ("raise UserError('data.path:\\n  no such folder')", 2, "error: data.path: no such folder\n"),
         ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 143, STOPPED),
-        ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", 130, STOPPED),
+        (f"{LISTENING}; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", 130, STOPPED),
     ],
 )
 def test_the_end_of_a_job(body: str, code: int, error: str) -> None:
