@@ -22,10 +22,10 @@ serve: $(VENV)/.installed
 	$(BIN)/python -m serve $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 unit: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/unit $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
