@@ -21,8 +21,8 @@ serve: $(VENV)/.installed
 	  test -e runs/quickstart/bundle/model.json || $(MAKE) train ARGS= ;; esac
 	$(BIN)/python -m serve $(ARGS)
 
-test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: lint unit
+	$(BIN)/python -m pytest tests/ray tests/system $(ARGS)
 
 unit: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit $(ARGS)

@@ -78,7 +78,7 @@ class Jobs:
         return self.finish(self.start(job, *arguments))
 
     def run_here(self, job: str, *arguments: str) -> Finished:
-        """The same within this process: for jobs that end early, where importing torch is most of the time."""
+        """The same within this process and on its Ray, where there is one: starting both is most of a small job's time."""
         out, err, before, had_ray = io.StringIO(), io.StringIO(), sys.argv, ray.is_initialized()
         sys.argv = [f"{job}.py", *arguments]
         code: object = 0

@@ -49,7 +49,7 @@ def pushed_at_copies(network: ProtoPNet, rows: pa.Table, latents_of: Callable[..
     return network
 
 
-CUTS = [(1, 1, 64), (2, 7, 1), (2, 3, 64)]  # workers, blocks, images a batch
+CUTS = [(1, 3, 64), (2, 7, 1)]  # workers, blocks, images a batch
 
 
 @pytest.mark.parametrize("distinct", [True, False])
@@ -62,7 +62,7 @@ def test_the_choice_is_that_of_brute_force_however_the_work_is_cut(
 ) -> None:
     network = pushed_at_copies
     expected = brute_force(network, latents_of(network, rows), rows, distinct)
-    for workers, blocks, batch in CUTS if distinct else CUTS[1:2]:
+    for workers, blocks, batch in CUTS if distinct else CUTS[:1]:
         how = options(workers, blocks, batch)
         result = push(network, rows, size=64, distinct=distinct, options=how)
         assert places(result) == expected, (workers, blocks, batch)

@@ -45,7 +45,7 @@ def parts(client: Any, prefix: str) -> pa.Table:
 
 @pytest.mark.slow
 def test_a_bucket_that_fails_gives_the_same_rows(
-    failing_bucket: FailingBucket, client: Any, jobs: Jobs, tmp_path: Path
+    local_ray: None, failing_bucket: FailingBucket, client: Any, jobs: Jobs, tmp_path: Path
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", 0)
     for n in range(60):
@@ -58,7 +58,8 @@ def test_a_bucket_that_fails_gives_the_same_rows(
     for path in Path(bundle).iterdir():
         client.put_object(Bucket="team", Key=f"bundle/{path.name}", Body=path.read_bytes())
     settings = ["--explain=2", "--chunk-rows=24", "--batch-size=8"]
-    local = jobs.run("score", "--bundle", bundle, "--input", f"{tmp_path}/in", "--output", f"{tmp_path}/out", *settings)
+    places = ["--bundle", bundle, "--input", f"{tmp_path}/in", "--output", f"{tmp_path}/out"]
+    local = jobs.run_here("score", *places, *settings)
     assert local.code == 0, local
 
     failing_bucket.failing = FAILING

@@ -171,9 +171,9 @@ class TestTheBundle:
         tensors = {name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
         assert all(torch.equal(tensor, state[name]) for name, tensor in tensors.items())
 
-    def test_jobs_evaluate_agrees(self, trained: TrainedRun, jobs: Jobs, tmp_path: Path) -> None:
+    def test_jobs_evaluate_agrees(self, local_ray: None, trained: TrainedRun, jobs: Jobs, tmp_path: Path) -> None:
         shards = next((trained.folder / "stages/00-data").glob("birds-*"))
-        job = jobs.run("evaluate", str(trained.folder / "bundle"), str(shards), "--output", str(tmp_path / "out"))
+        job = jobs.run_here("evaluate", str(trained.folder / "bundle"), str(shards), "--output", str(tmp_path / "out"))
         assert job.code == 0, job
         metrics = json.loads((tmp_path / "out/metrics.json").read_text())
         assert metrics["top1"] == summary_of(trained.folder)["test_accuracy"]
