@@ -24,10 +24,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def job(local_ray: None, trained: TrainedRun, jobs: Jobs, folder: Path) -> Finished:
+def job(trained: TrainedRun, jobs: Jobs, folder: Path) -> Finished:
     data = trained.folder / "stages/00-data"
     arguments = [str(trained.folder / "bundle"), str(data), "--output", str(folder), "--train_patches", "4"]
-    return jobs.run_here("audit", *arguments)
+    return jobs.run("audit", *arguments)
 
 
 def test_the_audit_of_a_trained_bundle(trained: TrainedRun, job: Finished, folder: Path) -> None:

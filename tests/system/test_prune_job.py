@@ -9,9 +9,7 @@ from running_jobs import Jobs, TrainedRun
 from protopnet.model.bundle import load_bundle
 
 
-def test_a_bundle_is_corrected_and_the_given_one_stays(
-    local_ray: None, trained: TrainedRun, jobs: Jobs, tmp_path: Path
-) -> None:
+def test_a_bundle_is_corrected_and_the_given_one_stays(trained: TrainedRun, jobs: Jobs, tmp_path: Path) -> None:
     given, output = trained.folder / "bundle", tmp_path / "pruned"
     before = {path.name: path.read_bytes() for path in given.iterdir()}
     first, *_ = pq.read_table(given / "prototypes.parquet").to_pylist()
@@ -20,7 +18,7 @@ def test_a_bundle_is_corrected_and_the_given_one_stays(
     data = str(trained.folder / "stages/00-data")
     options = ["--remove", "7", "--forbid", barred, "--merge", "--rule", "--output", str(output)]
 
-    job = jobs.run_here("prune", str(given), data, *options)
+    job = jobs.run("prune", str(given), data, *options)
 
     assert job.code == 0, job
     assert job.err == ""

@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 from running_jobs import Jobs, TrainedRun
 
 
-def test_the_quality_of_a_run_s_bundle(local_ray: None, jobs: Jobs, trained: TrainedRun, tmp_path: Path) -> None:
+def test_the_quality_of_a_run_s_bundle(jobs: Jobs, trained: TrainedRun, tmp_path: Path) -> None:
     shards = next((trained.folder / "stages/00-data").glob("birds-*"))
     arguments = ["--output", str(tmp_path), "--quality", "true", "--curve_images", "2", "--compute.threads", "1"]
-    job = jobs.run_here("evaluate", str(trained.folder / "bundle"), str(shards), *arguments)
+    job = jobs.run("evaluate", str(trained.folder / "bundle"), str(shards), *arguments)
     assert (job.code, job.err) == (0, ""), job
     quality = json.loads((tmp_path / "metrics.json").read_text())["quality"]
     for name in ("truth", "on_bird", "prototypes_on_bird", "consistency", "stability", "purity", "pointing"):
