@@ -17,9 +17,8 @@ from serve.members import Seen
 from serve.refusals import overloaded
 
 Call = Callable[[Sequence[np.ndarray], bool], Awaitable[list[Seen]]]
-COMPANY = (
-    4  # images in a call from which on more make each hardly cheaper (ResNet-18 on a CPU: 36, 27, 26 ms for 2, 4, 8)
-)
+# Images in a call from which on more make each hardly cheaper (ResNet-18 on a CPU: 36, 27, 26 ms an image for 2, 4, 8).
+COMPANY = 4
 PATIENCE_S = 0.01
 
 

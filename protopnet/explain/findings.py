@@ -19,6 +19,7 @@ from pydantic import Field
 
 from protopnet.config import Section
 from protopnet.explain.use import Use
+from protopnet.explain.words import counted
 
 KINDS = {
     "confused": "Confused with another class",
@@ -88,7 +89,7 @@ def confused(pairs: pa.Table, class_P: np.ndarray, use: Use, names: Sequence[str
         if errors:
             were = "was" if errors == 1 else "were"
             blame = (
-                f"{_count(errors, 'test image')} of one of the two {were} taken for the other mainly because of them."
+                f"{counted(errors, 'test image')} of one of the two {were} taken for the other mainly because of them."
             )
         else:
             blame = "No test image was mistaken because of them."
@@ -196,7 +197,3 @@ def _named(prototypes: Sequence[int], start: bool = False) -> str:
     *others, last = [str(p) for p in prototypes]
     listed = f"{', '.join(others)} and {last}" if others else last
     return f"{'P' if start else 'p'}rototype{'s' if others else ''} {listed}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from protopnet.explain.findings import KINDS, Finding
+from protopnet.explain.words import counted
 
 # What can be put right without training again, by dropping prototypes or by moving them to other patches.
 _DROPPED, _MOVED = ("repeated", "other-classes", "unused"), ("background",)
@@ -33,10 +34,16 @@ def remedies(findings: Sequence[Finding], prototypes: pa.Table) -> list[Remedy]:
         flagged = sorted({p for finding in findings if finding.kind == kind for p in finding.flagged})
         if kind in _MOVED and flagged:
             found.append(
-                Remedy(kind, f"moves {_count(flagged)} to the next nearest patch", _forbid(prototypes, flagged))
+                Remedy(
+                    kind,
+                    f"moves {counted(len(flagged), 'prototype')} to the next nearest patch",
+                    _forbid(prototypes, flagged),
+                )
             )
         elif kind in _DROPPED and (going := _without_the_last(flagged, class_P)):
-            found.append(Remedy(kind, f"drops {_count(going)}", f"--remove {','.join(map(str, going))}"))
+            found.append(
+                Remedy(kind, f"drops {counted(len(going), 'prototype')}", f"--remove {','.join(map(str, going))}")
+            )
     return found
 
 
@@ -51,7 +58,3 @@ def _forbid(prototypes: pa.Table, flagged: Sequence[int]) -> str:
     """The box of each on the image it comes from."""
     rows = prototypes.select(["uri", "box"]).take(flagged).to_pylist()
     return " ".join(f"--forbid {shlex.quote(row['uri'] + ':' + ','.join(map(str, row['box'])))}" for row in rows)
-
-
-def _count(prototypes: Sequence[int]) -> str:
-    return f"{len(prototypes):,} prototype{'' if len(prototypes) == 1 else 's'}"

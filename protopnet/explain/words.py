@@ -23,6 +23,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 image, 2 images."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def first_few(items: Sequence[object], shown: int) -> str:
     """The first ones, and how many more there are: `3, 5, 8 and 12 more`."""
     more = f" and {len(items) - shown} more" if len(items) > shown else ""

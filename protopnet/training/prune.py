@@ -35,7 +35,7 @@ from protopnet.explain.pruning import (
     merged_connections,
     prune_by_neighbours,
 )
-from protopnet.explain.words import first_few
+from protopnet.explain.words import counted, first_few
 from protopnet.model.network import ProtoPNet
 from protopnet.training.describe import REENCODE_TOLERANCE
 from protopnet.training.nearest_pass import nearest_patches
@@ -135,7 +135,11 @@ class Corrector:
 
     def _remove(self, draft: Draft, options: PassOptions) -> tuple[Draft, dict[str, Any], str]:
         removed = sorted(set(self.corrections.remove))
-        return self._removed(draft), {"removed": removed}, f"{_count(removed)} removed: {first_few(removed, _SHOWN)}"
+        return (
+            self._removed(draft),
+            {"removed": removed},
+            f"{counted(len(removed), 'prototype')} removed: {first_few(removed, _SHOWN)}",
+        )
 
     def _removed(self, draft: Draft) -> Draft:
         return draft.without(self.corrections.remove)
@@ -149,7 +153,9 @@ class Corrector:
         repeats = [p for merge in merges for p in merge.repeats]
         into = "; ".join(f"{first_few(others, _SHOWN)} into {kept}" for kept, others in pairs[:_SHOWN])
         more = " …" if len(pairs) > _SHOWN else ""
-        says = f"{_count(repeats)} merged: {into}{more}" if merges else "no prototype repeats another"
+        says = (
+            f"{counted(len(repeats), 'prototype')} merged: {into}{more}" if merges else "no prototype repeats another"
+        )
         return merged.without(repeats), record, says
 
     def _forbid(self, draft: Draft, options: PassOptions) -> tuple[Draft, dict[str, Any], str]:
@@ -171,7 +177,11 @@ class Corrector:
         for p, distance in zip(moving, result.chosen["distance"].to_pylist(), strict=True):
             places = {key: _place(each.places[p], uris) for key, each in (("from", draft), ("to", moved))}
             record["moved"].append({"prototype": draft.named([p])[0], **places, "distance": distance})
-        return moved, record, f"{_count(moving)} moved to other patches: {first_few(draft.named(moving), _SHOWN)}"
+        return (
+            moved,
+            record,
+            f"{counted(len(moving), 'prototype')} moved to other patches: {first_few(draft.named(moving), _SHOWN)}",
+        )
 
     def _rule(self, draft: Draft, options: PassOptions) -> tuple[Draft, dict[str, Any], str]:
         k, threshold = self.corrections.k, self.corrections.threshold
@@ -182,7 +192,7 @@ class Corrector:
         removed, spared = draft.named(verdict.removed), draft.named(verdict.spared)
         counts = {str(number): int(own) for number, own in zip(draft.numbers_P, verdict.own_P, strict=True)}
         record = {"k": k, "threshold": threshold, "own_neighbours": counts, "removed": removed, "spared": spared}
-        says = f"{_count(removed)} removed{': ' if removed else ''}{first_few(removed, _SHOWN)}"
+        says = f"{counted(len(removed), 'prototype')} removed{': ' if removed else ''}{first_few(removed, _SHOWN)}"
         if spared:
             names = [repr(self.dataset.classes[label]) for label in draft.prototype_class_P[verdict.spared]]
             says += f"; {first_few(spared, _SHOWN)} kept though under the rule, as the best of {', '.join(names)}"
@@ -228,7 +238,3 @@ class Corrector:
 def _place(place: Place, uris: dict[int, str]) -> dict[str, Any]:
     image_id, row, column = place
     return {"image_id": image_id, "uri": uris[image_id], "row": row, "column": column}
-
-
-def _count(prototypes: Sequence[int]) -> str:
-    return f"{len(prototypes)} prototype{'' if len(prototypes) == 1 else 's'}"
