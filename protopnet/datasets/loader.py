@@ -9,6 +9,7 @@ under it), so up to `MAX_THREADS` threads are as fast as processes, start at onc
 one cache of decoded images. Processes are for machines that feed a GPU from more cores than that.
 """
 
+import math
 import os
 import threading
 from collections import deque
@@ -44,8 +45,8 @@ _SEED_PICTURE = 0
 class TrainLoader:
     """Batches of augmented images: uint8 (B, size, size, 3) and int64 labels (B,).
 
-    All ranks together see the same batches of at most `batch_size` images, however many ranks there are; each
-    rank yields its part of every batch. `len(loader)` = ceil(images * copies / batch_size) steps an epoch.
+    All ranks together see batches of at most `batch_size` images; each rank yields its part of every batch.
+    `len(loader)` = ceil(images * copies / batch_size) steps an epoch.
 
     table: rows of a manifest (`rows.MANIFEST_SCHEMA`), the same on every rank. batch_size: images a step, over all
     ranks together. Uses `settings.seed`, `.augment`, `.model.image_size`, `.data.workers` and `.data.max_pixels`.
@@ -61,13 +62,20 @@ class TrainLoader:
         self.settings, self.batch_size, self.rank, self.world = settings, batch_size, rank, world
         self.groups = order.row_groups(table)
         self.lengths = order.batch_lengths(len(table) * settings.augment.copies, batch_size)
-        self.pictures = _Pictures(table, settings, cache_bytes=_cache_bytes() // on_this_machine)
+        threads = default_threads(on_this_machine)
+        ahead = batch_size // world * (threads + 2)  # images: each thread is at a batch, two more wait
+        self.pictures = _Pictures(
+            table,
+            settings,
+            cache_bytes=_cache_bytes() // on_this_machine,
+            cache_groups=2 * order.LANES + math.ceil(ahead * (int(self.groups.max()) + 1) / len(table)),
+        )
         pin = torch.cuda.is_available() and settings.compute.gpu is not False
         self.feed: _ThreadFeed | _ProcessFeed
         if settings.data.workers:
             self.feed = _ProcessFeed(self.pictures, settings.data.workers, pin)
         else:
-            self.feed = _ThreadFeed(self.pictures, default_threads(on_this_machine), pin)
+            self.feed = _ThreadFeed(self.pictures, threads, pin)
 
     def __len__(self) -> int:
         """Steps of an epoch, the same on every rank."""
@@ -85,6 +93,7 @@ class TrainLoader:
             seed=self.settings.seed,
             epoch=epoch,
             batch_size=self.batch_size,
+            world=self.world,
         )
         own = (order.part(batch, self.rank, self.world) for batch in batches)
         return self.feed.run([_Key(epoch, pairs[:, 0], pairs[:, 1]) for pairs in own])
@@ -109,7 +118,7 @@ class _Failed:
 class _Pictures(Dataset["Batch | _Failed"]):
     """Makes batches. May be used by many threads, or be forked into many processes."""
 
-    def __init__(self, table: pa.Table, settings: RunSettings, cache_bytes: int) -> None:
+    def __init__(self, table: pa.Table, settings: RunSettings, cache_bytes: int, cache_groups: int) -> None:
         self.places = table.select(["file", "row_group", "row"])
         self.uris = table["uri"]
         self.ids, self.labels, self.widths, self.heights = (
@@ -117,7 +126,7 @@ class _Pictures(Dataset["Batch | _Failed"]):
         )
         self.seed, self.augment, self.size = settings.seed, settings.augment, settings.model.image_size
         self.max_pixels = settings.data.max_pixels
-        self.reader = ImageReader(cache_groups=order.WINDOW)
+        self.reader = ImageReader(cache_groups)
         self.cache = _Cache(cache_bytes)
 
     def __getitem__(self, key: _Key) -> Batch | _Failed:

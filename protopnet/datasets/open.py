@@ -3,20 +3,23 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from protopnet import storage
 from protopnet.config import BirdSettings, DataSettings
 from protopnet.datasets.cub import cub_classes, cub_rows
 from protopnet.datasets.folders import Progress, scan_folder
+from protopnet.datasets.order import mixing, row_groups
 from protopnet.datasets.reader import ImageReader
-from protopnet.datasets.rows import MANIFEST_SCHEMA, BadRow, Dataset
-from protopnet.datasets.shards import is_complete, open_shards, write_shards
+from protopnet.datasets.rows import MANIFEST_SCHEMA, BadRow, Dataset, as_stored
+from protopnet.datasets.shards import image_bytes, is_complete, open_shards, write_shards
 from protopnet.datasets.splits import chosen_classes
 from protopnet.errors import UserError
 
-_FORMAT = 1  # raised when the same settings begin to yield other rows: what was written is then made anew
+_FORMAT = 2  # raised when the same settings begin to yield other rows: what was written is then made anew
+_MIXED = 0.9  # of the classes that a row group has where the order was drawn
+_COPIED_BYTES = 8_000_000_000  # of shards that are written anew because they are sorted
 _CHUNK = 64  # images read at a time when one dataset is copied into another
 
 
@@ -60,8 +63,37 @@ def open_dataset(settings: DatasetSettings, work_uri: str, progress: Progress | 
     return open_shards(uri, data.model_copy(update={"classes": None}), settings.seed)
 
 
+def mixed(dataset: Dataset, work_uri: str) -> Dataset:
+    """The same dataset, fit for batches: shards that somebody sorted are written anew under `work_uri`, mixed.
+
+    `jobs/prepare.py` writes shards in a drawn order; those of others, and of old versions, may lie class by class.
+    `UserError` where they are too large to be copied unasked.
+    """
+    training = dataset.split("train")
+    if not len(training):
+        return dataset
+    seen, drawn = mixing(row_groups(training), training["label"].to_numpy())
+    if seen >= _MIXED * drawn:
+        return dataset
+    where = dataset.source["shards"]
+    size = image_bytes(where)
+    if size > _COPIED_BYTES:
+        raise UserError(
+            f"{where}: the images lie sorted by class ({seen:.1f} classes in a row group, {drawn:.1f} if their order were "
+            f"drawn), and so would be what a training step sees; {size / 1e9:.0f} GB are too much to be copied unasked: "
+            f"mix them once with jobs/prepare.py --data.source shards --data.path {where} --output …, and train on the "
+            "result (data.path)"
+        )
+    about = {"rows": dataset.table["sha256"].to_pylist(), "split": dataset.table["split"].to_pylist()}
+    uri = storage.join(work_uri, f"mixed-{_digest([_FORMAT, about])}")
+    if not is_complete(uri):
+        write_shards(_rows_of(dataset), uri, dataset.classes, dataset.source)
+    as_written = DataSettings(source="shards", path=uri, validation=0, test=0)
+    return replace(open_shards(uri, as_written, seed=0), source=dataset.source)
+
+
 def open_source(settings: DatasetSettings, progress: Progress | None = None) -> Source:
-    """All rows of a source with their images, in order of image_id, read as they are asked for.
+    """All rows of a source with their images, read as they are asked for.
 
     Splits are the source's own, for folders and shards with what `data.validation` and `data.test` cut off.
     progress: of checking the images of a folder before their rows are handed out.
@@ -94,7 +126,11 @@ def _fingerprint(settings: DatasetSettings) -> str:
     else:
         relevant = data.model_dump(include={"classes", "crop", "max_pixels"})
         relevant["path"] = storage.located(_path(data))
-    return hashlib.sha256(json.dumps([_FORMAT, relevant], sort_keys=True).encode()).hexdigest()[:10]
+    return _digest([_FORMAT, relevant])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _birds(settings: DatasetSettings) -> Source:
@@ -113,8 +149,9 @@ def _rows_of(dataset: Dataset) -> Iterator[dict[str, Any] | BadRow]:
     for error in dataset.errors.to_pylist():
         yield BadRow(**error)
     reader = ImageReader()
-    for start in range(0, dataset.table.num_rows, _CHUNK):
-        chunk = dataset.table.slice(start, _CHUNK)
+    table = as_stored(dataset.table)
+    for start in range(0, table.num_rows, _CHUNK):
+        chunk = table.slice(start, _CHUNK)
         images = reader.read(chunk, range(chunk.num_rows))
         for row, image in zip(chunk.to_pylist(), images, strict=True):
             if hashlib.sha256(image).hexdigest() != row["sha256"]:

@@ -1,13 +1,16 @@
 """Which images a training step sees, and which of them each worker takes: arithmetic only, no image is touched.
 
 An epoch is `copies` passes over all images, each pass a new permutation, cut into batches. The batches depend on the
-seed and the epoch, and on nothing that happened before, so any epoch can be replayed when training resumes; nor on the
-number of workers: a batch is dealt out to as many as there are, so a group may grow and shrink between epochs.
+seed, the epoch and, where images lie in shards, the number of workers; on nothing that happened before. So any epoch
+can be replayed when training resumes, and a group of workers may grow and shrink between epochs.
 
-Images that lie together in a row group of a shard stay near each other: row groups are permuted, and images are
-shuffled within windows of `WINDOW` row groups. Of a batch each worker takes a run in the order of the row groups, so
-that it reads few of them, and those one after the other, which a bucket answers fast. Plain files are row groups of
-one image: for them the shuffle is complete.
+Images that lie together in a row group of a shard are read together. A pass permutes the row groups and deals them
+out to the workers, so that each is read by one of them (but where two shares meet). A worker goes through its row
+groups in `LANES` lanes side by side, and takes the images of a step from all of them. As shards are written in a drawn
+order (`mixing`), a batch is then as well mixed as a full shuffle's. Plain files are row groups of one image: for them the
+shuffle is complete, and the same for any number of workers.
+
+Legend: n images, G row groups, K classes.
 """
 
 import math
@@ -16,11 +19,11 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-# Row groups that are shuffled together. The reader keeps as many in memory.
-WINDOW = 16
+# Row groups that a worker reads from side by side. The reader keeps as many in memory, and those it reads ahead.
+LANES = 16
 
 # Last words of the seeds, so that no two purposes share a stream of random numbers.
-_SEED_PASS, _SEED_WINDOW = 1, 2
+_SEED_PASS, _SEED_LANES = 1, 2
 
 
 def row_groups(table: pa.Table) -> np.ndarray:
@@ -34,6 +37,18 @@ def row_groups(table: pa.Table) -> np.ndarray:
     return np.unique(np.where(row_group < 0, alone, in_files), return_inverse=True)[1]
 
 
+def mixing(groups: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Distinct classes in a row group, on average: as the images lie, and as they would if their order were drawn."""
+    sizes_G = np.bincount(groups)
+    share_K = np.bincount(labels) / len(labels)
+    lengths, groups_of_length = np.unique(sizes_G, return_counts=True)
+    drawn = sum(
+        count * (1 - (1 - share_K) ** length).sum() for length, count in zip(lengths, groups_of_length, strict=True)
+    )
+    seen = len(np.unique(groups.astype(np.int64) * len(share_K) + labels))
+    return seen / len(sizes_G), float(drawn) / len(sizes_G)
+
+
 def batch_lengths(images: int, batch_size: int) -> list[int]:
     """Lengths of the batches: as few as `batch_size` allows, which differ by one at most.
 
@@ -44,21 +59,26 @@ def batch_lengths(images: int, batch_size: int) -> list[int]:
     return [share + (step < remainder) for step in range(steps)]
 
 
-def epoch_batches(groups: np.ndarray, *, copies: int, seed: int, epoch: int, batch_size: int) -> Iterator[np.ndarray]:
-    """(b, 3) rows (copy, index, place) of each batch of an epoch; place: where its row group comes in the pass."""
-    passes = (_pass(groups, seed, epoch, copy) for copy in range(copies))
-    ahead = next(passes)
-    for length in batch_lengths(len(groups) * copies, batch_size):
+def epoch_batches(
+    groups: np.ndarray, *, copies: int, seed: int, epoch: int, batch_size: int, world: int = 1
+) -> Iterator[np.ndarray]:
+    """(b, 2) pairs (copy, index) of each batch of an epoch, one worker's after the other's (see `part`)."""
+    images = len(groups)
+    lengths = batch_lengths(images * copies, batch_size)
+    owner = np.concatenate([_owners(length, world) for length in lengths]).reshape(copies, images)
+    passes = enumerate(_pass(groups, owner[copy], (seed, epoch, copy, 0)) for copy in range(copies))
+    ahead = np.empty((0, 2), np.int64)
+    for length in lengths:
         while len(ahead) < length:
-            ahead = np.concatenate([ahead, next(passes)])
+            copy, order = next(passes)
+            ahead = np.concatenate([ahead, np.column_stack([np.full_like(order, copy), order])])
         yield ahead[:length]
         ahead = ahead[length:]
 
 
 def part(batch: np.ndarray, rank: int, world: int) -> np.ndarray:
     """(m, 2) pairs (copy, index) that one of `world` workers takes of a batch."""
-    by_place = np.lexsort((batch[:, 2], batch[:, 0]))
-    return batch[np.sort(by_place[_share(len(batch), rank, world)]), :2]
+    return batch[_share(len(batch), rank, world)]
 
 
 def weight(length: int, rank: int, world: int) -> float:
@@ -80,24 +100,34 @@ def _share(length: int, rank: int, world: int) -> np.ndarray:
     return np.arange(rank * length // world, (rank + 1) * length // world)
 
 
-def _pass(groups: np.ndarray, seed: int, epoch: int, copy: int) -> np.ndarray:
-    """(n, 3) rows (copy, index, place) of one pass over all images."""
-    place = np.random.default_rng((seed, epoch, copy, 0, _SEED_PASS)).permutation(int(groups.max()) + 1)[groups]
-    order = np.argsort(place, kind="stable")
-    order = _shuffle_windows(order, groups, np.random.default_rng((seed, epoch, copy, 0, _SEED_WINDOW)))
-    return np.column_stack([np.full_like(order, copy), order, place[order]])
+def _owners(length: int, world: int) -> np.ndarray:
+    """(length,) which worker each position of a batch is for; of batches too short to share it is as good as any."""
+    edges = np.arange(world + 1) * length // world
+    return np.repeat(np.arange(world), np.diff(edges))
 
 
-def _shuffle_windows(order: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each row group's images at random, but evenly over its window: a batch has as many of one as of another.
+def _pass(groups: np.ndarray, owner_n: np.ndarray, seeds: tuple[int, ...]) -> np.ndarray:
+    """(n,) all images in the order of a pass: at each position one whose row group its owner reads."""
+    num_groups = int(groups.max()) + 1
+    place_G = np.random.default_rng((*seeds, _SEED_PASS)).permutation(num_groups)
+    in_groups = np.argsort(place_G[groups], kind="stable")
+    if num_groups == len(groups):
+        return in_groups
+    random = np.random.default_rng((*seeds, _SEED_LANES))
+    order, dealt = np.empty_like(in_groups), 0
+    for rank in np.unique(owner_n):
+        positions = np.flatnonzero(owner_n == rank)
+        order[positions] = _in_lanes(in_groups[dealt : dealt + len(positions)], groups, random)
+        dealt += len(positions)
+    return order
 
-    So the run of row groups that a worker takes of each batch is nearly the same.
-    """
-    own = groups[order]
+
+def _in_lanes(run: np.ndarray, groups: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A run of whole row groups, taken evenly from `LANES` stretches of it, at random within each row group."""
+    own = groups[run]
     ordinal = np.cumsum(np.concatenate([[0], own[1:] != own[:-1]]))
-    if ordinal[-1] + 1 == len(own):
-        return order  # one image a group: shuffled already
-    at_random = order[np.lexsort((rng.random(len(order)), ordinal))]
-    counts = np.bincount(ordinal)
-    turn = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return at_random[np.lexsort(((turn + rng.random(len(order))) / counts[ordinal], ordinal // WINDOW))]
+    run = run[np.lexsort((random.random(len(run)), ordinal))]
+    lane = ordinal * min(LANES, ordinal[-1] + 1) // (ordinal[-1] + 1)
+    images = np.bincount(lane)
+    turn = np.arange(len(run)) - np.repeat(np.cumsum(images) - images, images)
+    return run[np.argsort((turn + random.random(len(run))) / images[lane], kind="stable")]

@@ -44,6 +44,13 @@ MANIFEST_SCHEMA = pa.schema(
 ERROR_SCHEMA = pa.schema([("uri", pa.string()), ("reason", pa.string()), ("class_name", pa.string())])
 
 
+def as_stored(table: pa.Table) -> pa.Table:
+    """The rows of a manifest as they lie in their files: read in this order, each row group is read once."""
+    if pc.max(table["row_group"]).as_py() in (None, -1):  # plain files
+        return table
+    return table.sort_by([(name, "ascending") for name in ("file", "row_group", "row")])
+
+
 @dataclass(frozen=True)
 class BadRow:
     """What a source yields in place of a row when an image can't be used."""

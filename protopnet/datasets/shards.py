@@ -1,7 +1,7 @@
-"""Datasets as Parquet shards: one row an image, the image inside; cheap to read in any order.
+"""Datasets as Parquet shards: one row an image, the image inside, in a drawn order (`mixing`).
 
     shards/dataset.json                     classes, counts, source, and the names of the files that count
-    shards/shard-<token>-00000.parquet      rows; a file at most 240 MB, a row group 64 images or 2 MB
+    shards/shard-<token>-00000.parquet      rows; a file at most 240 MB, a row group 8 to 64 images, at most 2 MB
     shards/_index-<token>.parquet           the rows without the images, with file, row group and row
     shards/_errors-<token>.parquet          uri and reason of each image that couldn't be used
 
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from protopnet import storage
 from protopnet.config import DataSettings
 from protopnet.datasets.folders import Progress
+from protopnet.datasets.mixing import Pile
 from protopnet.datasets.rows import MANIFEST_SCHEMA, BadRow, Dataset, error_table
 from protopnet.datasets.splits import chosen_classes, keep_classes, with_splits
 from protopnet.datasets.validate import check_bad_share
@@ -54,18 +55,25 @@ def write_shards(
     max_bad: float = 1.0,
     limits: Limits | None = None,
 ) -> Dataset:
-    """Write rows, in the order of image_id (counted from 0 where rows have none), and open the result.
+    """Write rows in a drawn order, and open the result. Rows without an `image_id` are counted from 0 as they come.
 
     Memory doesn't grow with the number of images, apart from the manifest returned. `UserError` as
-    `check_output`, and if the share of bad images is above max_bad; then nothing is left behind.
+    `check_output` and `Pile`, and if the share of bad images is above max_bad; then nothing is left behind.
     """
     check_output(uri, overwrite)
-    with ShardWriter(uri, limits or Limits()) as writer:
+    errors: list[BadRow] = []
+    with Pile() as pile:
         for row in rows:
-            writer.add(row)
+            if isinstance(row, BadRow):
+                errors.append(row)
+            else:
+                pile.add({"image_id": pile.rows, **row})
             if progress:
-                progress(writer.images + len(writer.errors), None)
-        check_bad_share(str(source.get("path", uri)), writer.images, error_table(writer.errors), max_bad)
+                progress(pile.rows + len(errors), None)
+        check_bad_share(str(source.get("path", uri)), pile.rows, error_table(errors), max_bad)
+        with ShardWriter(uri, limits or Limits.for_images(pile.rows), errors=errors) as writer:
+            for row in pile.drawn():
+                writer.add(row)
     about = {"format": FORMAT, "version": VERSION, "classes": classes, "source": source} | writer.summary()
     storage.write_json(storage.join(uri, "dataset.json"), about)
     _delete_leftovers(uri, about)
@@ -99,7 +107,7 @@ def open_shards(uri: str, settings: DataSettings, seed: int) -> Dataset:
 
 
 def stream_index(uri: str, columns: list[str]) -> Iterator[pa.Table]:
-    """Columns of the rows of `open_shards`, in order of image_id, a piece at a time; `file` is a full location."""
+    """Columns of the rows of `open_shards`, as they lie in the shards, a piece at a time; `file` is a full location."""
     root = storage.located(uri)
     about = _about(root)
     files = pa.array([storage.join(root, entry["name"]) for entry in about["files"]])
@@ -109,6 +117,11 @@ def stream_index(uri: str, columns: list[str]) -> Iterator[pa.Table]:
             rows = index.read_row_group(group, columns=columns, use_threads=False)
             at = rows.schema.get_field_index("file")
             yield rows.set_column(at, "file", files.take(rows["file"].combine_chunks()))
+
+
+def image_bytes(uri: str) -> int:
+    """Of all images in a folder of shards."""
+    return sum(entry["bytes"] for entry in _about(storage.located(uri))["files"])
 
 
 def _about(root: str) -> dict[str, Any]:

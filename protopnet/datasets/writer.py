@@ -21,10 +21,18 @@ class Limits:
     file_bytes: int = 240 << 20
     index_rows: int = 16384
 
+    @classmethod
+    def for_images(cls, images: int) -> "Limits":
+        """Row groups small enough that there are enough of them to share out among 64 workers, but not tiny."""
+        return cls(group_rows=min(64, max(8, images // 2048)))
+
 
 @dataclass
 class ShardWriter:
-    """Rows in, files out; one row group, one open shard and a piece of the index are in memory at a time."""
+    """Rows in, files out; one row group, one open shard and a piece of the index are in memory at a time.
+
+    A row group holds rows of one split.
+    """
 
     uri: str
     limits: Limits
@@ -63,16 +71,14 @@ class ShardWriter:
                 for name in (entry["name"] for entry in self.files):
                     storage.delete_file(storage.join(self.uri, name))
 
-    def add(self, row: dict[str, Any] | BadRow) -> None:
+    def add(self, row: dict[str, Any]) -> None:
         """Take one row; write a row group when it is full."""
-        if isinstance(row, BadRow):
-            self.errors.append(row)
-            return
         size = len(row["image"])
         too_large = self._group_bytes + size > self.limits.group_bytes
-        if self._group and (too_large or len(self._group) >= self.limits.group_rows):
+        full = len(self._group) >= self.limits.group_rows
+        if self._group and (full or too_large or row["split"] != self._group[-1]["split"]):
             self._end_group()
-        self._group.append({"image_id": self.images, **row})
+        self._group.append(row)
         self._group_bytes += size
         self.images += 1
         self.counts[row["split"]] += 1

@@ -28,6 +28,7 @@ from protopnet.errors import UserError
 # Where an image is (as in a dataset's manifest), and the name of the folder, or of the class, that it is in.
 INPUT_SCHEMA = pa.schema(
     [
+        ("image_id", pa.int64()),  # of shards; null elsewhere, where images are counted as they come
         ("uri", pa.string()),
         ("file", pa.string()),
         ("row_group", pa.int32()),
@@ -74,7 +75,7 @@ def _is_shards(root: str) -> bool:
 
 
 def _from_shards(root: str) -> Iterator[pa.Table]:
-    for rows in stream_index(root, ["uri", "class_name", "file", "row_group", "row"]):
+    for rows in stream_index(root, ["image_id", "uri", "class_name", "file", "row_group", "row"]):
         yield rows.rename_columns({"class_name": "folder"}).select(INPUT_SCHEMA.names).cast(INPUT_SCHEMA)
 
 
@@ -85,7 +86,7 @@ def _from_locations(locations: Iterable[str]) -> Iterator[pa.Table]:
         uris = [uri.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for uri in piece]
         nowhere = [-1] * len(uris)
         folders = [uri.rsplit("/", 2)[-2] if uri.count("/") > 1 else None for uri in uris]
-        yield pa.table([uris, uris, nowhere, nowhere, folders], schema=INPUT_SCHEMA)
+        yield pa.table([[None] * len(uris), uris, uris, nowhere, nowhere, folders], schema=INPUT_SCHEMA)
 
 
 def _images_below(root: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ from protopnet.errors import UserError
 
 MANIFEST_SCHEMA = pa.schema(
     [
-        ("image_id", pa.int64()),  # 0, 1, 2, … in the order of the input
+        ("image_id", pa.int64()),  # 0, 1, 2, … in the order of the input; of shards their own
         ("uri", pa.string()),
         ("file", pa.string()),  # as in a dataset's manifest
         ("row_group", pa.int32()),
@@ -60,7 +60,7 @@ def write_manifest(
         for table in tables:
             _update(digest, table)
             labels = pc.index_in(table["folder"], value_set=names).cast(pa.int32())
-            ids = pa.array(range(images, images + len(table)), pa.int64())
+            ids = pc.coalesce(table["image_id"], pa.array(range(images, images + len(table)), pa.int64()))
             images += len(table)
             columns = [ids, *(table[name] for name in MANIFEST_SCHEMA.names[1:-1]), labels]
             yield pa.table(columns, schema=MANIFEST_SCHEMA)

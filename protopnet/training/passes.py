@@ -22,6 +22,7 @@ from protopnet.config import AugmentSettings
 from protopnet.datasets import augment
 from protopnet.datasets.feed import Feed
 from protopnet.datasets.loader import changed
+from protopnet.datasets.rows import as_stored
 from protopnet.errors import UserError
 from protopnet.model.prototypes import true_float32
 from protopnet.tables import from_bytes, to_bytes
@@ -173,6 +174,7 @@ def over_blocks(
 
 def _cut(rows: pa.Table, options: PassOptions) -> list[pa.Table]:
     """Slices of the manifest, one a unit of work."""
+    rows = as_stored(rows)  # so that no two blocks read the same row group
     edges = _edges(len(rows), options.plan.actors, options.batch_size, options.blocks)
     return [rows.slice(start, end - start).combine_chunks() for start, end in pairwise(edges)]
 

@@ -27,7 +27,7 @@ from protopnet.cluster import TrainPlan
 from protopnet.config import RunSettings
 from protopnet.datasets.loader import TrainLoader, changed
 from protopnet.datasets.reader import ImageReader
-from protopnet.datasets.rows import Dataset
+from protopnet.datasets.rows import Dataset, as_stored
 from protopnet.errors import UserError
 from protopnet.model.network import Phase, build_network, placed, set_phase
 from protopnet.training.optimiser import build_optimiser, set_learning_rates
@@ -200,7 +200,8 @@ class _Worker:
         if not len(rows):
             return None
         self.network.eval()
-        own = rows.take(np.arange(self.rank, len(rows), self.world))
+        first, end = (rank * len(rows) // self.world for rank in (self.rank, self.rank + 1))
+        own = as_stored(rows).slice(first, end - first)  # a run of row groups: no two ranks read the same
         hits = torch.zeros(1, device=self.device)
         for start in range(0, len(own), self.settings.push.batch_size):
             batch = own.slice(start, self.settings.push.batch_size)

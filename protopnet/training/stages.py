@@ -17,7 +17,7 @@ from protopnet import storage
 from protopnet.budget import check_batch
 from protopnet.cluster import connect, plan_training
 from protopnet.config import RunSettings
-from protopnet.datasets.open import open_dataset
+from protopnet.datasets.open import mixed, open_dataset
 from protopnet.datasets.validate import check_dataset
 from protopnet.model.network import ProtoPNet, build_network
 from protopnet.predictor import Predictor
@@ -126,6 +126,7 @@ def run_data(run: Run, stage: Stage, state_in: str | None) -> Result:
         check_directions(network.add_on)
     dataset = open_dataset(run.settings, run.folder(stage))
     check_dataset(dataset, run.settings.data.max_bad)
+    dataset = mixed(dataset, run.folder(stage))
     dataset.save(run.folder(stage))
     save_state(run.state_uri(stage), run.network().state_dict())
     counts = dataset.counts()

@@ -10,8 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from protopnet.config import RunSettings
@@ -174,57 +172,6 @@ def test_no_images_is_said_at_once(table: pa.Table) -> None:
         TrainLoader(table.slice(0, 0), run_settings(), 8)
 
 
-# ---------------------------------------------------------------------------------------------- order
-
-
-def parts(
-    groups: np.ndarray, world: int, *, copies: int = 1, seed: int = 1, epoch: int = 2, batch_size: int = 8
-) -> list[list[np.ndarray]]:
-    """What each rank takes of each batch of an epoch."""
-    batches = list(order.epoch_batches(groups, copies=copies, seed=seed, epoch=epoch, batch_size=batch_size))
-    return [[order.part(batch, rank, world) for batch in batches] for rank in range(world)]
-
-
-def pairs(batch: np.ndarray) -> Counter[tuple[int, int]]:
-    return Counter((int(copy), int(index)) for copy, index in batch[:, :2])
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    images=st.integers(1, 60),
-    copies=st.integers(1, 5),
-    world=st.integers(1, 7),
-    group_size=st.integers(1, 9),
-    batch_size=st.integers(2, 20),
-)
-def test_any_number_of_ranks_takes_the_same_batches_and_every_copy_of_every_image_once(
-    images: int, copies: int, world: int, group_size: int, batch_size: int
-) -> None:
-    groups = np.arange(images) // group_size
-    batches = list(order.epoch_batches(groups, copies=copies, seed=1, epoch=2, batch_size=batch_size))
-    assert sum(map(pairs, batches), Counter()) == {(c, i): 1 for c in range(copies) for i in range(images)}
-    assert [len(batch) for batch in batches] == order.batch_lengths(images * copies, batch_size)
-    assert len(batches) == math.ceil(images * copies / batch_size)
-    assert max(map(len, batches)) <= batch_size
-    for batch in batches:
-        own = [order.part(batch, rank, world) for rank in range(world)]
-        assert set(sum(map(pairs, own), Counter())) == set(pairs(batch))
-        assert min(map(len, own)) >= 2  # BatchNorm can't train on one image
-        if len(batch) >= 2 * world:
-            assert sum(map(pairs, own), Counter()) == pairs(batch)
-
-
-@given(length=st.integers(1, 40), world=st.integers(1, 7), seed=st.integers(0, 99))
-def test_weighted_means_of_the_ranks_average_to_the_mean_over_the_batch(length: int, world: int, seed: int) -> None:
-    values = np.random.default_rng(seed).normal(size=length)
-    batch = np.column_stack([np.zeros(length, int), np.arange(length), np.arange(length)])
-    means = [values[order.part(batch, rank, world)[:, 1]].mean() for rank in range(world)]
-    weights = [order.weight(length, rank, world) for rank in range(world)]
-    assert np.mean(weights) == pytest.approx(1)
-    if length >= 2 * world:
-        assert np.mean(np.multiply(weights, means)) == pytest.approx(values.mean())
-
-
 def test_len_is_the_number_of_batches(table: pa.Table) -> None:
     for world in (1, 2, 3):
         batches = TrainLoader(table, run_settings(augment={"copies": 2}), 7, rank=world - 1, world=world)
@@ -239,31 +186,6 @@ def test_the_pictures_of_a_step_are_the_same_for_any_number_of_ranks(table: pa.T
         ]
 
     assert steps(1) == steps(2) == steps(3)
-
-
-def test_plain_files_are_shuffled_completely() -> None:
-    own = np.concatenate(parts(np.arange(1000), 1, seed=0, epoch=0)[0])[:, 1]
-    assert abs(np.corrcoef(own, np.arange(1000))[0, 1]) < 0.15
-
-
-def test_images_of_a_shard_stay_within_a_window_of_row_groups() -> None:
-    """Reading an epoch touches each row group in one stretch, at most a window's images long."""
-    groups = np.repeat(np.arange(100), 10)
-    (batches,) = parts(groups, 1, seed=0, epoch=0)
-    own = groups[np.concatenate(batches)[:, 1]]
-    for group in range(100):
-        places = np.flatnonzero(own == group)
-        assert places.max() - places.min() < order.WINDOW * 10
-    neighbours = (own[1:] == own[:-1]).mean()
-    assert neighbours < 0.2  # but within the window they are mixed
-
-
-@pytest.mark.parametrize("world", [2, 4, 8])
-def test_a_rank_reads_few_row_groups_beyond_its_share(world: int) -> None:
-    groups = np.repeat(np.arange(160), 50)
-    for rank in parts(groups, world, batch_size=80):
-        read = sum(len(set(groups[window[:, 1]])) for window in np.array_split(np.concatenate(rank), 10))
-        assert 160 / world <= read <= 160 / world + 3 * 10  # at each window's edges, and where two windows meet
 
 
 def test_row_groups_are_told_apart_by_file_and_number(table: pa.Table) -> None:

@@ -101,8 +101,10 @@ def test_shards_give_their_rows(tmp_path: Path) -> None:
     named = [row | {"uri": f"u{n}", "class_name": CLASSES[n % 2], "image": photo(n), "sha256": ""} for n in range(5)]
     dataset = write_shards(named, str(tmp_path / "shards"), CLASSES[:2], {})
     table = pa.concat_tables(open_input(str(tmp_path / "shards")).tables())
-    assert table.drop_columns(["folder"]).equals(dataset.table.select(["uri", "file", "row_group", "row"]))
-    assert table["folder"].to_pylist() == [CLASSES[n % 2] for n in range(5)]
+    own = table.sort_by("image_id")
+    assert own.drop_columns(["folder"]).equals(dataset.table.select(["image_id", "uri", "file", "row_group", "row"]))
+    assert own["folder"].to_pylist() == [CLASSES[n % 2] for n in range(5)]
+    assert table["row"].to_pylist() == [0, 1, 2, 3, 4]  # read as they lie
 
 
 @given(pieces=st.lists(st.integers(0, 9), max_size=8), rows=st.integers(1, 12))
@@ -115,7 +117,7 @@ def test_a_manifest_holds_every_image_once_in_chunks(
         numbers, made = iter(range(count)), []
         for size in pieces:
             names = [f"x{next(numbers)}" for _ in range(size)]
-            columns = [names, names, [-1] * size, [-1] * size, [CLASSES[2]] * size]
+            columns = [[None] * size, names, names, [-1] * size, [-1] * size, [CLASSES[2]] * size]
             made.append(pa.table(columns, schema=INPUT_SCHEMA))
         return made
 
@@ -131,7 +133,7 @@ def test_a_manifest_holds_every_image_once_in_chunks(
 def test_a_long_manifest_is_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("protopnet.scoring.manifest._FILE_ROWS", 6)
     monkeypatch.setattr("protopnet.scoring.manifest._LOOK_AHEAD", 2)
-    piece = pa.table([["u"] * 5, ["u"] * 5, [-1] * 5, [-1] * 5, [None] * 5], schema=INPUT_SCHEMA)
+    piece = pa.table([[None] * 5, ["u"] * 5, ["u"] * 5, [-1] * 5, [-1] * 5, [None] * 5], schema=INPUT_SCHEMA)
     write_manifest(iter([piece] * 4), str(tmp_path), CLASSES, lambda images: 3)
     assert len(list(tmp_path.glob("manifest-*.parquet"))) == 4
     ids = [i for chunk in range(7) for i in read_chunk(str(tmp_path), chunk, 3)["image_id"].to_pylist()]
