@@ -153,6 +153,7 @@ def locations(images: int, piece: int = 10_000) -> Iterator[pa.Table]:
         count = min(piece, images - first)
         yield pa.table(
             {
+                "image_id": pa.nulls(count, pa.int64()),
                 "uri": [f"s3://a-bucket/photographs/2026/{number:09d}.jpg" for number in range(first, first + count)],
                 "file": pa.nulls(count, pa.string()),
                 "row_group": pa.nulls(count, pa.int32()),

@@ -1,6 +1,6 @@
 """The rows that scoring writes, and their files: a chunk of the input is one, or one a partition.
 
-    <output>/parts/part-00012.parquet                     a row an image, in order of image_id
+    <output>/parts/part-00012.parquet                     a row an image, in the order of the input
     <output>/parts/class_name=robin/part-00012.parquet    the same with partition_by class_name
     <output>/job/done/00012.json                          last: what was counted, and the names of the files
 

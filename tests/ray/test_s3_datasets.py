@@ -22,7 +22,7 @@ from protopnet.config import BirdSettings, DataSettings, PrepareSettings, RunSet
 from protopnet.datasets.folders import scan_folder
 from protopnet.datasets.open import open_dataset, open_source
 from protopnet.datasets.reader import ImageReader
-from protopnet.datasets.rows import Dataset
+from protopnet.datasets.rows import Dataset, as_stored
 from protopnet.datasets.shards import open_shards, write_shards
 from protopnet.datasets.writer import Limits
 from protopnet.errors import UserError
@@ -178,7 +178,8 @@ def test_one_image_costs_its_row_group_and_that_only_once(bucket: str, monkeypat
         "parts": None,
     }
     rows = [row | {"image": bytes([i]) * 100_000, "sha256": str(i)} for i in range(40)]
-    table = write_shards(rows, f"{bucket}/one", ["a"], {}, limits=Limits(group_rows=4)).table
+    table = as_stored(write_shards(rows, f"{bucket}/one", ["a"], {}, limits=Limits(group_rows=4)).table)
+    images = [rows[image_id]["image"] for image_id in table["image_id"].to_pylist()]
     fetched: list[int] = []
     fetch = s3fs.core.S3File._fetch_range
 
@@ -188,10 +189,10 @@ def test_one_image_costs_its_row_group_and_that_only_once(bucket: str, monkeypat
 
     monkeypatch.setattr(s3fs.core.S3File, "_fetch_range", counted)
     reader = ImageReader(cache_groups=2)
-    assert reader.read(table, [21]) == [rows[21]["image"]]
+    assert reader.read(table, [21]) == [images[21]]
     assert 400_000 < sum(fetched) < 600_000  # four images and the footer, of 4 MB
     fetched.clear()
-    assert reader.read(table, [20, 23]) == [rows[20]["image"], rows[23]["image"]]
+    assert reader.read(table, [20, 23]) == [images[20], images[23]]
     assert fetched == []
     reader.read(table, [0, 39])
     assert 800_000 < sum(fetched) < 810_000  # two more groups, the footer not again
