@@ -1,70 +1,41 @@
-"""Settings of a job from its YAML file and its command line.
+"""Settings of a job from its YAML files and its command line, by pydantic-settings.
 
     settings = parse(RunSettings)      # python jobs/train.py --config quickstart.yaml --model.cut layer2
 
-The fields of the settings class are the keys of the YAML file and the options of the command line. The
-command line wins over the file, the file over the defaults; of several `--config` files a later one wins.
-A field annotated `Positional[...]` is given without its name; one marked `Repeated`, a list of texts that may
-hold commas, is given once for each of them:
+The fields of the settings class are the keys of the YAML file and the options of the command line. The command line
+wins over the files, a later `--config` over an earlier one, a file over the one it `extends:`, and all over the
+defaults. A field annotated `Positional[...]` is given without its name; one marked `Repeated`, a list of texts that
+may hold commas, is given once for each of them:
 
     class EvaluateSettings(Section):
         bundle: Positional[str] = Field(description="folder of the bundle")
         forbid: Annotated[list[str], Repeated("IMAGE:BOX")] = Field([], description="bar a patch")
 
-What is wrong is raised as one `UserError` line that names the setting, the value and what is expected.
-argparse is generated from the fields here rather than by pydantic-settings, whose help and errors speak of
-types (`{null,int}`), not to people.
+pydantic-settings makes the options and reads their values. What is added here is how things are said: the help, and
+one `UserError` line that names the setting, the value and what is expected.
 """
 
 import argparse
-import contextlib
 import inspect
 import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
+from pydantic_settings import CliSettingsSource
 
 from protopnet.config import Section
 from protopnet.errors import UserError
-from protopnet.settings_text import (
-    bounds,
-    changed_settings,
-    expected,
-    is_section,
-    is_switch,
-    leaves,
-    metavar,
-    nearest,
-    section_of,
-    shown,
-    takes_list,
-)
+from protopnet.settings_text import Positional, Repeated, Setting, changed_settings, flat, nearest, settings_of, shown
 
 __all__ = ["Positional", "Repeated", "changed_settings", "nearest", "parse"]
 
-T = TypeVar("T")
 S = TypeVar("S", bound=Section)
-
-
-class _PositionalMark:
-    """Marks a field that the command line takes by its place."""
-
-
-Positional = Annotated[T, _PositionalMark()]
-
-
-@dataclass(frozen=True)
-class Repeated:
-    """Marks a list of texts whose option is given once for each of them; `metavar` is how the help shows one."""
-
-    metavar: str
+Known = Mapping[str, Setting]
 
 
 def parse(settings_class: type[S], argv: Sequence[str] | None = None, *, description: str | None = None) -> S:
@@ -72,28 +43,27 @@ def parse(settings_class: type[S], argv: Sequence[str] | None = None, *, descrip
 
     Raises `UserError` for anything the user got wrong; `--help` prints the settings and leaves with code 0.
     """
-    fields = dict(leaves(settings_class))
-    parser = _parser(settings_class, fields, description)
-    given, unknown = parser.parse_known_intermixed_args(_underscored(_join_negative_numbers(argv), fields))
-    problems = _unknown_arguments(unknown, fields)
-    tree: dict[str, Any] = {}
+    known = settings_of(settings_class)
+    parser, options = _parser(settings_class, known, description or inspect.cleandoc(settings_class.__doc__ or ""))
+    given, unknown = parser.parse_known_intermixed_args(list(_spelt(sys.argv[1:] if argv is None else argv, known)))
+    if unknown:
+        raise _first(_unknown_arguments(unknown, known))
+    values: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    options = vars(given)
-    for path in options.pop("config", []):
-        for name, value in _flat(_read_yaml(path), settings_class):
-            _put(tree, name, value)
-            origin[name] = f" in {path}"
-    for name, raw in options.items():
-        if raw not in (None, []):
-            _put(tree, name, _from_text(raw, fields[name]))
-            origin.pop(name, None)
+    for path, content in (layer for file in getattr(given, "config", []) for layer in _read(Path(file), known)):
+        values |= content
+        origin |= dict.fromkeys(content, f" in {path}")
+    texts = {name: _as_json(raw, known[name]) for name, raw in vars(given).items() if name in known and raw}
+    values |= flat(options(parsed_args=texts)())
+    origin |= dict.fromkeys(texts, "")
     try:
-        settings = settings_class.model_validate(tree)
+        return settings_class.model_validate(_nested(values))
     except ValidationError as error:
-        problems += _describe(error, fields, tree, origin)
-    if problems:
-        raise UserError(problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
-    return settings
+        raise _first(_sentences(error, known, values, origin)) from None
+
+
+def _first(problems: Sequence[str]) -> UserError:
+    return UserError(problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
 
 
 # ---------------------------------------------------------------------------------------- command line
@@ -103,15 +73,14 @@ class _Parser(argparse.ArgumentParser):
     """Raises what argparse would print."""
 
     def error(self, message: str) -> Any:
-        message = message.removeprefix("argument ")
-        raise UserError(message.replace("expected one argument", "expected a value after it"))
+        raise UserError(message.removeprefix("argument ").replace("expected one argument", "expected a value after it"))
 
 
-def _parser(settings_class: type[Section], fields: dict[str, FieldInfo], description: str | None) -> _Parser:
-    text = description.strip() if description else inspect.cleandoc(settings_class.__doc__ or "")
-    places = " ".join(map(_place, _positionals(fields)))
+def _parser(settings_class: type[Section], known: Known, description: str) -> tuple[_Parser, CliSettingsSource[Any]]:
+    """The parser, with the settings as options in our words, and what makes values of its texts."""
+    places = " ".join(setting.place for setting in known.values() if setting.positional)
     parser = _Parser(
-        description=text.replace("%", "%%"),
+        description=description.strip().replace("%", "%%"),
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=6),
@@ -120,111 +89,68 @@ def _parser(settings_class: type[Section], fields: dict[str, FieldInfo], descrip
         "Lists: a,b,c or JSON. `null` leaves a setting out.",
     )
     parser.add_argument("--config", metavar="FILE.yaml", action="append", help="YAML file with settings")
-    groups: dict[str, Any] = {}
-    for name, field in fields.items():
-        if _is_positional(field):
-            nargs = "*" if takes_list(field) else "?"
-            parser.add_argument(name, metavar=name.upper(), nargs=nargs, help=_help(field))
-            continue
-        section = name.rpartition(".")[0]
-        if section not in groups:
-            doc = (section_of(settings_class, section).__doc__ or "").strip().split("\n")[0]
-            groups[section] = parser.add_argument_group(section, doc) if section else parser
-        option: dict[str, Any] = {"nargs": "?", "const": "true"} if is_switch(field) else {}
-        option |= {"metavar": metavar(field), "help": _help(field)}
-        if repeated := next((mark for mark in field.metadata if isinstance(mark, Repeated)), None):
-            option |= {"metavar": repeated.metavar, "action": "append"}
-        groups[section].add_argument(f"--{name}", dest=name, **option)
-    return parser
+
+    def add(place: Any, *names: str, dest: str = "", **_: Any) -> None:
+        if setting := known.get(dest or names[0]):  # neither --help, which is there, nor a whole section as JSON
+            place.add_argument(setting.option, **setting.argument)
+
+    def add_group(place: Any, title: str, description: str) -> Any:
+        return place.add_argument_group(title.removesuffix(" options"), description.strip().split("\n")[0])
+
+    return parser, CliSettingsSource(
+        settings_class,  # type: ignore[arg-type]  # a source reads any model; only to merge sources takes BaseSettings
+        root_parser=parser,
+        add_argument_method=add,
+        add_argument_group_method=add_group,
+        cli_parse_none_str="null",
+        cli_use_class_docs_for_groups=True,
+    )
 
 
-def _is_positional(field: FieldInfo) -> bool:
-    return any(isinstance(mark, _PositionalMark) for mark in field.metadata)
-
-
-def _positionals(fields: dict[str, FieldInfo]) -> list[tuple[str, FieldInfo]]:
-    return [(name, field) for name, field in fields.items() if _is_positional(field)]
-
-
-def _place(positional: tuple[str, FieldInfo]) -> str:
-    name, field = positional
-    text = name.upper() + (" …" if takes_list(field) else "")
-    return text if field.is_required() else f"[{text}]"
-
-
-def _help(field: FieldInfo) -> str:
-    """Description, bounds and default of one field."""
-    notes = [bounds(field)]
-    if not field.is_required():
-        notes.append(f"default: {shown(field.get_default(call_default_factory=True))}")
-    elif not _is_positional(field):
-        notes.append("required")
-    note = "; ".join(filter(None, notes))
-    return ((field.description or "") + (f" ({note})" if note else "")).replace("%", "%%")
-
-
-def _join_negative_numbers(argv: Sequence[str] | None) -> list[str]:
-    """`--x -1e-3` as `--x=-1e-3`: argparse takes the exponent form for an option."""
-    joined: list[str] = []
-    for token in sys.argv[1:] if argv is None else argv:
-        if joined and re.match(r"-\.?\d", token) and joined[-1].startswith("--") and "=" not in joined[-1]:
-            joined[-1] += f"={token}"
-        else:
-            joined.append(token)
-    return joined
-
-
-def _underscored(tokens: list[str], fields: Mapping[str, FieldInfo]) -> list[str]:
-    """`--max-bad` as `--max_bad`: either may be typed."""
-    spelled = []
-    for token in tokens:
+def _spelt(argv: Sequence[str], known: Known) -> Iterator[str]:
+    """`--max-bad` as `--max_bad`, for either may be typed; `--x -1e-3` as `--x=-1e-3`: argparse takes it for an option."""
+    tokens = list(argv)
+    while tokens:
+        token = tokens.pop(0)
         name, equals, value = token.partition("=")
         setting = name.removeprefix("--").replace("-", "_")
-        spelled.append(f"--{setting}{equals}{value}" if name.startswith("--") and setting in fields else token)
-    return spelled
+        if name.startswith("--") and setting in known:
+            token = f"--{setting}{equals}{value}"
+            if not equals and tokens and re.match(r"-\.?\d", tokens[0]):
+                token += f"={tokens.pop(0)}"
+        yield token
 
 
-def _unknown_arguments(unknown: Sequence[str], fields: dict[str, FieldInfo]) -> list[str]:
+def _unknown_arguments(unknown: Sequence[str], known: Known) -> list[str]:
     options = [token.partition("=")[0] for token in unknown if token.startswith("-")]
     if options:  # the words between them may be values of the unknown options: no complaint about those
-        valid = [*(name for name, field in fields.items() if not _is_positional(field)), "config", "help"]
-        meant = (nearest(option.lstrip("-"), valid) for option in options)
-        return [f"unknown setting {a}; did you mean --{b}?" for a, b in zip(options, meant, strict=True)]
-    places = ", ".join(name.upper() for name, _ in _positionals(fields)) or "settings as --name value"
-    return [f"unexpected argument {token!r}; expected {places}" for token in unknown]
+        valid = [*(name for name, setting in known.items() if not setting.positional), "config", "help"]
+        return [f"unknown setting {name}; did you mean --{nearest(name.lstrip('-'), valid)}?" for name in options]
+    places = ", ".join(name.upper() for name, setting in known.items() if setting.positional)
+    return [f"unexpected argument {token!r}; expected {places or 'settings as --name value'}" for token in unknown]
 
 
-def _from_text(raw: str | list[str], field: FieldInfo) -> Any:
-    """Value of an option: the first reading that the field accepts, or else the text itself."""
+def _as_json(raw: str | list[str], setting: Setting) -> str:
+    """A list as one types it (a,b,c) in the JSON that pydantic-settings reads; all else as it is."""
     if isinstance(raw, list):
+        return json.dumps(raw)
+    if not setting.takes("array") or raw == "null" or (setting.takes("integer") and re.fullmatch(r"-?\d+", raw)):
         return raw
-    readings: list[Any] = [None] if raw == "null" else []
-    if raw.startswith(("[", "{")):
-        with contextlib.suppress(ValueError):
-            readings.append(json.loads(raw))
-    elif "," in raw:
-        readings.append([part.strip() for part in raw.split(",")])
-    readings.append(raw)
     if not raw.startswith("["):
-        readings.append([raw])
-    checker: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
-    return next((value for value in readings if _accepts(checker, value)), raw)
-
-
-def _accepts(checker: TypeAdapter[Any], value: Any) -> bool:
+        return json.dumps([part.strip() for part in raw.split(",")])
     try:
-        checker.validate_python(value)
-    except ValidationError:
-        return False
-    return True
+        return json.dumps(json.loads(raw))
+    except ValueError:
+        raise UserError(setting.refusal(raw)) from None
 
 
 # ------------------------------------------------------------------------------------------------ YAML
 
 
-def _read_yaml(path: str) -> Mapping[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+def _read(path: Path, known: Known, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Files with their settings by dotted name: the one that this one `extends`, beside it, then this one."""
+    try:  # not by YamlConfigSettingsSource, which takes a missing file for an empty one and a list of pairs for keys
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise UserError(f"--config {path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -232,78 +158,59 @@ def _read_yaml(path: str) -> Mapping[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise UserError(f"--config {path}: not valid YAML{where}: {problem}") from None
-    if content is None:
-        return {}
+        raise UserError(f"--config {path}: not valid YAML{where}: {getattr(error, 'problem', error)}") from None
     if not isinstance(content, dict):
-        raise UserError(f"--config {path}: expected `key: value` lines, found a {_kind(content)}")
-    return content
+        kind = "list" if isinstance(content, list) else "single value"
+        raise UserError(f"--config {path}: expected `key: value` lines, found a {kind}")
+    if base := content.pop("extends", None):
+        if path in above:
+            raise UserError(f"--config {path}: it extends itself; change extends")
+        yield from _read(path.parent / str(base), known, (*above, path))
+    sections = {name.rpartition(".")[0] for name in known}
+    yield path, {name: value for name, value in flat(content).items() if value is not None or name not in sections}
 
 
-def _kind(value: object) -> str:
-    return "list" if isinstance(value, list) else "single value"
-
-
-def _flat(values: Mapping[Any, Any], section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values; an empty section (`data:` with all its lines commented out) has none."""
-    for key, value in values.items():
-        field = section.model_fields.get(str(key))
-        inner = field.annotation if field else None
-        if is_section(inner) and isinstance(value, Mapping | None):
-            yield from _flat(value or {}, inner, f"{prefix}{key}.")  # type: ignore[arg-type]
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _put(tree: dict[str, Any], name: str, value: Any) -> None:
-    *sections, key = name.split(".")
-    for section in sections:
-        inner = tree.get(section)
-        if not isinstance(inner, dict):  # e.g. `model: vgg19` in the file: the option replaces it
-            inner = tree[section] = {}
-        tree = inner
-    tree[key] = value
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"model.cut": "layer2"}` as `{"model": {"cut": "layer2"}}`; an option replaces `model: vgg19` of a file."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *sections, key = name.split(".")
+        place = tree
+        for section in sections:
+            if not isinstance(place.get(section), dict):
+                place[section] = {}
+            place = place[section]
+        place[key] = value
+    return tree
 
 
 # ---------------------------------------------------------------------------------------------- errors
 
 
-def _describe(
-    error: ValidationError,
-    fields: Mapping[str, FieldInfo],
-    tree: Mapping[str, Any],
-    origin: Mapping[str, str],
-) -> list[str]:
-    """One sentence a setting; pydantic reports each member of a union by itself."""
-    sentences: dict[str, str] = {}
+def _sentences(error: ValidationError, known: Known, values: Mapping[str, Any], origin: Mapping[str, str]) -> list[str]:
+    """One a setting; pydantic reports each member of a union by itself."""
+    found: dict[str, str] = {}
     for item in error.errors(include_url=False):
         path = [str(part) for part in item["loc"]]
-        heads = (".".join(path[:length]) for length in range(len(path), 0, -1))
-        name = next((head for head in heads if head in fields), ".".join(path))
-        if name not in sentences:
-            where = origin.get(name, "")
-            sentences[name] = _sentence(name, item, fields, f"{shown(_get(tree, name))}{where}", where)
-    return list(sentences.values())
+        heads = [".".join(path[:length]) for length in range(len(path), 0, -1)]
+        name = next((head for head in heads if head in known), heads[0] if heads else "")
+        where = next((origin[full] for full in origin if f"{full}.".startswith(f"{name}.")), "")
+        found.setdefault(name, _sentence(name, item, known, values.get(name), where))
+    return list(found.values())
 
 
-def _sentence(name: str, item: Any, fields: Mapping[str, FieldInfo], value: str, where: str) -> str:
-    kind, field = item["type"], fields.get(name)
+def _sentence(name: str, item: Any, known: Known, value: Any, where: str) -> str:
+    kind, setting = item["type"], known.get(name)
     if kind == "extra_forbidden":
-        return f"unknown setting {name}{where}; did you mean {nearest(name, list(fields))}?"
-    if kind == "missing":
-        label = name.upper() if field and _is_positional(field) else f"--{name}"
-        return f"{label} is missing: {field.description or expected(field) if field else 'a value is needed'}"
+        return f"unknown setting {name}{where}; did you mean {nearest(name, known)}?"
     if kind in ("value_error", "assertion_error"):  # our own validators speak in sentences
         message = re.sub(r"^(Value error|Assertion failed), ", "", item["msg"])
         return message if message.startswith(name) else f"{name}: {message}"
-    if field is None:
-        return f"{name}: {value} is no group of settings; expected `{name}:` with `key: value` lines below"
-    return f"{name}: {value} is not valid; expected {expected(field)}"
-
-
-def _get(tree: Mapping[str, Any], name: str) -> Any:
-    value: Any = tree
-    for key in name.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+    if setting is None:
+        return (
+            f"{name}: {shown(value)}{where} is no group of settings; expected `{name}:` with `key: value` lines below"
+        )
+    if kind == "missing":
+        label = name.upper() if setting.positional else f"--{name}"
+        return f"{label} is missing: {setting.field.description or setting.expected}"
+    return setting.refusal(value, where)

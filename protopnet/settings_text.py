@@ -2,123 +2,147 @@
 
 import difflib
 import json
-import types
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, Union, get_args, get_origin
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
-from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
+from pydantic_settings import CliPositionalArg
 
 from protopnet.config import Section
 
+T = TypeVar("T")
+Positional = Annotated[CliPositionalArg[T], "positional"]
+
 NOT_SET = "(not set)"
 
-_NOUNS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-_METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
+# Of each type of a JSON schema: its placeholder in the help, and what is expected.
+_TYPES = {
+    "integer": ("N", "a whole number"),
+    "number": ("X", "a number"),
+    "string": ("TEXT", "text"),
+    "boolean": ("true|false", "true or false"),
+    "array": ("A,B,…", "a list (a,b,c)"),
+}
+_LIMITS = {
+    "minimum": ", at least {}",
+    "exclusiveMinimum": ", above {}",
+    "maximum": ", at most {}",
+    "exclusiveMaximum": ", below {}",
+    "minItems": ", at least {} of them",
+    "maxItems": ", at most {} of them",
+    "pattern": " that matches {}",
+}
 
 
-def is_section(annotation: object) -> bool:
-    """Whether a field is a group of settings rather than a setting."""
-    return isinstance(annotation, type) and issubclass(annotation, Section)
+@dataclass(frozen=True)
+class Repeated:
+    """Marks a list of texts whose option is given once for each of them; `metavar` is how the help shows one."""
+
+    metavar: str
 
 
-def leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted name and field of every setting, in the order of the class. A field's alias goes before its name."""
-    for name, field in section.model_fields.items():
-        if is_section(field.annotation):
-            yield from leaves(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
-        else:
-            yield f"{prefix}{field.alias or name}", field
+@dataclass(frozen=True)
+class Setting:
+    """One field of the settings; `kinds` are the JSON schemas of what it may be, without null."""
+
+    name: str
+    field: FieldInfo
+    kinds: list[Mapping[str, Any]]
+    nullable: bool
+
+    @property
+    def positional(self) -> bool:
+        return "positional" in self.field.metadata
+
+    def takes(self, kind: str) -> bool:
+        return any(one["type"] == kind for one in self.kinds)
+
+    @property
+    def option(self) -> str:
+        return self.name if self.positional else f"--{self.name}"
+
+    @property
+    def argument(self) -> dict[str, Any]:
+        """How argparse is to take it, and to say so in the help."""
+        metavar = "|".join(_in_words(kind)[0] for kind in self.kinds)
+        keywords = {"metavar": metavar, "help": self._help().replace("%", "%%")}
+        if self.positional:
+            keywords |= {"metavar": self.name.upper(), "nargs": "*" if self.takes("array") else "?"}
+        elif [kind["type"] for kind in self.kinds] == ["boolean"]:
+            keywords |= {"nargs": "?", "const": "true"}
+        for mark in self.field.metadata:
+            if isinstance(mark, Repeated):
+                keywords |= {"metavar": mark.metavar, "action": "append"}
+        return keywords
+
+    @property
+    def place(self) -> str:
+        """How the usage shows one that is given without its name."""
+        text = self.name.upper() + (" …" if self.takes("array") else "")
+        return text if self.field.is_required() else f"[{text}]"
+
+    @property
+    def expected(self) -> str:
+        """What it takes, e.g. `a number, at least 0, below 1`."""
+        words = " or ".join(_in_words(kind)[1] for kind in self.kinds)
+        return words + self._bounds() + (" or null" if self.nullable else "")
+
+    def refusal(self, value: object, where: str = "") -> str:
+        return f"{self.name}: {shown(value)}{where} is not valid; expected {self.expected}"
+
+    def _help(self) -> str:
+        notes = [self._bounds().strip(", ")]
+        if not self.field.is_required():
+            notes.append(f"default: {shown(self.field.get_default(call_default_factory=True))}")
+        elif not self.positional:
+            notes.append("required")
+        note = "; ".join(filter(None, notes))
+        return (self.field.description or "") + (f" ({note})" if note else "")
+
+    def _bounds(self) -> str:
+        free = [kind for kind in self.kinds if "prefixItems" not in kind]  # whose length isn't said already
+        limits = ((phrase, kind.get(limit)) for kind in free for limit, phrase in _LIMITS.items())
+        return "".join(phrase.format(shown(limit)) for phrase, limit in limits if limit is not None)
 
 
-def section_of(settings_class: type[Section], dotted: str) -> type[Section]:
-    """Class of the section with this dotted name; the settings class itself for the empty name."""
-    for key in filter(None, dotted.split(".")):
-        settings_class = settings_class.model_fields[key].annotation  # type: ignore[assignment]
-    return settings_class
+def _in_words(kind: Mapping[str, Any]) -> tuple[str, str]:
+    """Placeholder of a value of this schema in the help, and what is expected."""
+    if choices := kind.get("enum") or ([kind["const"]] if "const" in kind else None):
+        return "|".join(choices), f"one of {', '.join(choices)}"
+    if members := kind.get("prefixItems"):
+        noun = _TYPES[members[0]["type"]][1].removeprefix("a ")
+        ones = ",".join("1" for _ in members)
+        return ",".join(_in_words(member)[0] for member in members), f"{len(members)} {noun}s such as {ones}"
+    return _TYPES[kind["type"]]
+
+
+def settings_of(settings_class: type[Section]) -> dict[str, Setting]:
+    """Every setting by its dotted name, in the order of the class. A field's alias goes before its name."""
+    schema = settings_class.model_json_schema()
+
+    def leaves(section: type[Section], properties: Mapping[str, Any], prefix: str) -> Iterator[Setting]:
+        for name, field in section.model_fields.items():
+            key, inner = field.alias or name, field.annotation
+            if isinstance(inner, type) and issubclass(inner, Section):
+                yield from leaves(inner, schema["$defs"][inner.__name__]["properties"], f"{prefix}{key}.")
+            else:
+                anything = properties[key].get("anyOf", [properties[key]])
+                kinds = [kind for kind in anything if kind["type"] != "null"]
+                yield Setting(f"{prefix}{key}", field, kinds, nullable=len(kinds) < len(anything))
+
+    return {setting.name: setting for setting in leaves(settings_class, schema["properties"], "")}
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The valid name most like this one; what follows the last dot counts by itself (`backbon`)."""
 
     def likeness(candidate: str) -> float:
-        def ratio(a: str, b: str) -> float:
-            return difflib.SequenceMatcher(None, a.lower().replace("-", "_"), b.lower()).ratio()
-
-        leaf = ratio(name.rpartition(".")[2], candidate.rpartition(".")[2])
-        return max(ratio(name, candidate), 0.95 * leaf + 0.05 * ratio(name, candidate))
+        pairs = ((name, candidate), (name.rpartition(".")[2], candidate.rpartition(".")[2]))
+        whole, leaf = (difflib.SequenceMatcher(None, a.lower().replace("-", "_"), b).ratio() for a, b in pairs)
+        return max(whole, 0.95 * leaf + 0.05 * whole)
 
     return max(valid, key=likeness, default="")
-
-
-# ------------------------------------------------------------------------------------ types and bounds
-
-
-def _options(annotation: Any) -> list[Any]:
-    """The members of a union, without None; [annotation] for a plain type."""
-    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return [member for member in members if member is not type(None)]
-
-
-def takes_list(field: FieldInfo) -> bool:
-    """Whether several values, separated by commas, make sense."""
-    return any(get_origin(option) in (list, tuple, set) for option in _options(field.annotation))
-
-
-def is_switch(field: FieldInfo) -> bool:
-    """Whether the setting is true or false."""
-    return _options(field.annotation) == [bool]
-
-
-def metavar(field: FieldInfo) -> str:
-    """Placeholder of the value in the help."""
-    return "|".join(_metavar(option) for option in _options(field.annotation))
-
-
-def _metavar(option: Any) -> str:
-    if get_origin(option) is Literal:
-        return "|".join(str(choice) for choice in get_args(option))
-    if get_origin(option) is tuple:
-        return ",".join(_metavar(member) for member in get_args(option))
-    if get_origin(option) in (list, set):
-        return "A,B,…"
-    return _METAVARS.get(option, "VALUE")
-
-
-def expected(field: FieldInfo) -> str:
-    """What a setting takes, e.g. `a number, at least 0, below 1`."""
-    options = " or ".join(_noun(option) for option in _options(field.annotation))
-    nothing = " or null" if type(None) in get_args(field.annotation) else ""
-    return ", ".join(filter(None, [options, bounds(field)])).replace("text, that", "text that") + nothing
-
-
-def _noun(option: Any) -> str:
-    if get_origin(option) is Literal:
-        return "one of " + ", ".join(str(choice) for choice in get_args(option))
-    if get_origin(option) is tuple:
-        members = get_args(option)
-        return f"{len(members)} {_NOUNS.get(members[0], 'value')}s such as {','.join('1' for _ in members)}"
-    if get_origin(option) in (list, set):
-        return "a list (a,b,c)"
-    noun = _NOUNS.get(option, "a value")
-    return f"a {noun}" if option in (int, float) else noun
-
-
-def bounds(field: FieldInfo) -> str:
-    """Limits of a number, length or pattern of a text; empty when there are none."""
-    words = {Ge: ("ge", "at least"), Gt: ("gt", "above"), Le: ("le", "at most"), Lt: ("lt", "below")}
-    parts = []
-    for mark in field.metadata:
-        if type(mark) in words:
-            attribute, phrase = words[type(mark)]
-            parts.append(f"{phrase} {shown(getattr(mark, attribute))}")
-        elif isinstance(mark, MinLen):
-            parts.append(f"at least {mark.min_length} of them")
-        elif isinstance(mark, MaxLen):
-            parts.append(f"at most {mark.max_length} of them")
-        elif pattern := getattr(mark, "pattern", None):
-            parts.append(f"that matches {pattern}")
-    return ", ".join(parts)
 
 
 def shown(value: object) -> str:
@@ -129,14 +153,19 @@ def shown(value: object) -> str:
         return ",".join(map(str, value))
     if isinstance(value, float):
         return f"{value:.12g}"
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        text = str(value)
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:79] + "…"
 
 
-# ----------------------------------------------------------------------------------------- differences
+def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"model": {"cut": "layer2"}}` as `{"model.cut": "layer2"}`; tuples as lists."""
+    found: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -144,15 +173,6 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tup
 
     A setting that only one of the two has (another version wrote it) differs from `NOT_SET`.
     """
-    before, after = dict(_leaf_values(old)), dict(_leaf_values(new))
-    names = [*before, *(name for name in after if name not in before)]
-    pairs = ((name, before.get(name, NOT_SET), after.get(name, NOT_SET)) for name in names)
+    before, after = flat(old), flat(new)
+    pairs = ((name, before.get(name, NOT_SET), after.get(name, NOT_SET)) for name in before | after)
     return [(name, was, now) for name, was, now in pairs if was != now]
-
-
-def _leaf_values(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _leaf_values(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value

@@ -68,6 +68,22 @@ def test_later_file_wins(tmp_path: Path) -> None:
     assert settings.inner == Inner(depth=6, ratio=0.2)
 
 
+def test_a_file_wins_over_the_one_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("kind: small\ninner: {depth: 5, ratio: 2}\n")
+    path = write(tmp_path, "extends: base.yaml\ninner: {depth: 6}\n")
+    expected = f"inner.ratio: 2 in {tmp_path / 'base.yaml'} is not valid; expected a number, above 0, below 1"
+    assert message(["b", "--config", path]) == expected
+    settings = parse(Job, ["b", "--config", path, "--inner.ratio", "0.1"])
+    assert settings == Job(bundle="b", kind="small", inner=Inner(depth=6, ratio=0.1))
+
+
+def test_a_file_that_extends_itself_or_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, "extends: settings.yaml")
+    assert message(["b", "--config", path]) == f"--config {path}: it extends itself; change extends"
+    path = write(tmp_path, "extends: nope.yaml")
+    assert message(["b", "--config", path]) == f"--config {tmp_path / 'nope.yaml'}: there is no such file"
+
+
 def test_empty_files_and_sections(tmp_path: Path) -> None:
     assert parse(Job, ["b", "--config", write(tmp_path, "")]) == Job(bundle="b")
     assert parse(Job, ["b", "--config", write(tmp_path, "inner:\n  # depth: 3\n")]) == Job(bundle="b")
