@@ -20,9 +20,10 @@ from common import Ratio, arguments_of, conclude, photographs, seconds, table
 
 from protopnet.config import RunSettings
 from protopnet.datasets.loader import Batch, TrainLoader
+from protopnet.model.losses import objective_of
 from protopnet.model.network import build_network, placed, set_phase
 from protopnet.training.optimiser import build_optimiser
-from protopnet.training.step import train_step
+from protopnet.training.step import Stepper
 
 
 class Trainer:
@@ -34,13 +35,15 @@ class Trainer:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = placed(build_network(settings.model, classes), device)
         set_phase(self.network, "joint")
-        self.optimiser = build_optimiser(self.network, self.train, "joint")
+        optimiser = build_optimiser(self.network, self.train, "joint")
+        objective = objective_of(self.network, self.train, torch.arange(classes), classes)
+        self.step = Stepper(self.network, self.network, optimiser, objective, self.train)
 
     def run(self, batches: Iterable[Batch]) -> int:
         """Train on the batches; returns how many images they held."""
         images = 0
         for batch in batches:
-            train_step(self.network, self.network, self.optimiser, batch, self.train)
+            self.step(batch)
             images += len(batch[1])
         return images
 

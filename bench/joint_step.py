@@ -18,10 +18,10 @@ from common import arguments_of, conclude, rate_ratio, seconds, table, take_turn
 
 from protopnet import imaging
 from protopnet.config import RunSettings
-from protopnet.model.losses import prototype_loss
+from protopnet.model.losses import objective_of, prototype_loss
 from protopnet.model.network import ProtoPNet, build_network, placed, set_phase
 from protopnet.training.optimiser import build_optimiser
-from protopnet.training.step import mixed_precision, train_step
+from protopnet.training.step import Stepper, mixed_precision
 
 
 class Subject:
@@ -44,14 +44,16 @@ class Subject:
         assert isinstance(network, ProtoPNet)
         self.network = placed(network, self.device)
         set_phase(self.network, "joint")
-        self.optimiser = build_optimiser(self.network, self.train, "joint")
+        optimiser = build_optimiser(self.network, self.train, "joint")
+        objective = objective_of(self.network, self.train, torch.arange(arguments.classes), arguments.classes)
+        self.step = Stepper(self.network, self.network, optimiser, objective, self.train)
         shape = (arguments.batch, arguments.size, arguments.size, 3)
         pixels_BHWC = torch.randint(0, 256, shape, dtype=torch.uint8)
         self.batch = (pixels_BHWC, torch.arange(arguments.batch) % arguments.classes)
         self.images_B3HW = imaging.normalise(pixels_BHWC.to(self.device))
 
     def joint_step(self) -> None:
-        train_step(self.network, self.network, self.optimiser, self.batch, self.train)
+        self.step(self.batch)
 
     def bare(self) -> None:
         self.network.backbone.zero_grad(set_to_none=True)

@@ -21,7 +21,6 @@ from common import Ratio, arguments_of, conclude, photographs, table, take_turns
 from protopnet.cluster import TrainPlan, connect
 from protopnet.config import RunSettings
 from protopnet.model.network import build_network
-from protopnet.training.progress import listening
 from protopnet.training.schedule import Epochs
 from protopnet.training.sgd import train_stage
 from protopnet.training.state import save_state
@@ -55,10 +54,10 @@ def images_per_second(workers: int, settings: RunSettings, folder: Path) -> floa
             rates[message["epoch"]] = message["metrics"]["images_per_second"]
 
     epochs = Epochs(0, settings.train.joint_epochs, 0, settings.train.joint_epochs)
-    with listening(on_message) as events, tempfile.TemporaryDirectory(dir=folder) as stage:
+    with tempfile.TemporaryDirectory(dir=folder) as stage:
         start, end = str(folder / "start.safetensors"), str(Path(stage) / "end.safetensors")
         plan = TrainPlan(workers=workers, threads=1, gpu=False)
-        train_stage(settings, str(folder), start, end, epochs, plan, str(Path(stage) / "train"), events)
+        train_stage(settings, str(folder), start, end, epochs, plan, str(Path(stage) / "train"), on_message)
     return statistics.median(rate for epoch, rate in rates.items() if epoch > 0)
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from protopnet.config import ComputeSettings
+from protopnet.config import ComputeSettings, TrainSettings
 from protopnet.errors import UserError
 
 # What a worker takes of the resource named by `compute.nodes`: a mark of the node's kind, not a quantity.
@@ -46,7 +46,10 @@ class Cluster:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Data-parallel workers of an SGD stage: `workers`, or from `fewest` to `workers` where the group may change."""
+    """Data-parallel workers of an SGD stage: `workers`, or from `fewest` to `workers` where the group may change.
+
+    cpus: that each is given a place for. in_driver: a single one, in the driver's process.
+    """
 
     workers: int
     threads: int
@@ -54,6 +57,8 @@ class TrainPlan:
     fewest: int | None = None
     share: float = 1.0
     nodes: str | None = None
+    cpus: int = 1
+    in_driver: bool = False
 
     @property
     def num_workers(self) -> int | tuple[int, int]:
@@ -62,7 +67,7 @@ class TrainPlan:
 
     @property
     def resources_per_worker(self) -> dict[str, float]:
-        return {"CPU": 1.0, **({"GPU": self.share} if self.gpu else {}), **mark(self.nodes)}
+        return {"CPU": float(self.cpus), **({"GPU": self.share} if self.gpu else {}), **mark(self.nodes)}
 
 
 @dataclass(frozen=True)
@@ -101,17 +106,31 @@ def training_plan(compute: ComputeSettings, cluster: Cluster) -> TrainPlan:
             f"compute.gpu_share is {compute.gpu_share:g}, but two training workers can't share a GPU; "
             "set it above 0.5, or compute.workers to 1"
         )
-    threads = compute.threads or _threads(eligible, workers, gpu)
-    return TrainPlan(workers, threads, gpu, fewest, compute.gpu_share if gpu else 1.0, compute.nodes)
+    room = _threads(eligible, workers, gpu)
+    threads = compute.threads or room
+    return TrainPlan(
+        workers,
+        threads,
+        gpu,
+        fewest,
+        share=compute.gpu_share if gpu else 1.0,
+        nodes=compute.nodes,
+        cpus=min(threads, room),
+        in_driver=workers == 1 and fewest is None and cluster.spare_cpus > 0,
+    )
 
 
-def check_batch(plan: TrainPlan, batch_size: int) -> None:
-    """`UserError` where a step has fewer than two images for each worker: BatchNorm can't train on one."""
-    if plan.workers > 1 and batch_size < 2 * plan.workers:
+def check_batch(plan: TrainPlan, train: TrainSettings) -> None:
+    """`UserError` where a step can't be shared out: BatchNorm can't train on one image, nor be shared by CPUs."""
+    pieces = plan.workers * train.accumulate
+    if pieces > 1 and train.batch_size < 2 * pieces:
         raise UserError(
-            f"train.batch_size is {batch_size} for {plan.workers} workers together; expected at least "
-            f"{2 * plan.workers}, or compute.workers of at most {max(1, batch_size // 2)}"
+            f"train.batch_size is {train.batch_size} for {plan.workers} workers together, each in {train.accumulate} "
+            f"pieces; expected at least {2 * pieces}, or compute.workers × train.accumulate of at most "
+            f"{max(1, train.batch_size // 2)}"
         )
+    if train.sync_batchnorm and not plan.gpu:
+        raise UserError("train.sync_batchnorm needs GPUs, and there are none (compute.gpu); set it to false")
 
 
 def pass_plan(compute: ComputeSettings, cluster: Cluster) -> PassPlan:

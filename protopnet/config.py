@@ -142,18 +142,42 @@ class TrainSettings(Section):
     weight_decay: float = Field(1e-3, ge=0, description="Adam L2 penalty of backbone, add-on layers and head")
     decay_epochs: int = Field(5, ge=1, description="joint epochs after which learning rates are multiplied by decay")
     decay: float = Field(0.1, gt=0, le=1, description="factor of the step decay")
-    schedule: Literal["step", "onecycle"] = Field(
+    schedule: Literal["step", "onecycle", "cosine"] = Field(
         "step",
         description="step: decay as published; onecycle: learning rates rise over the first 30 % of the joint "
-        "steps and fall to nothing over the rest (Smith 2018)",
+        "steps and fall to nothing over the rest (Smith 2018); cosine: the same with warm_up in place of the 30 %",
+    )
+    warm_up: float = Field(
+        0.05, ge=0, lt=1, description="share of the joint steps over which the learning rates of schedule cosine rise"
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="which epoch a joint stage hands on: the last, or the best joint one on validation images"
     )
     cross_entropy: float = Field(1.0, description="weight of the cross-entropy")
     cluster: float = Field(0.8, description="weight of the cluster cost: own-class prototypes near some patch")
     separation: float = Field(-0.08, description="weight of the separation cost: other classes' prototypes far away")
     l1: float = Field(1e-4, ge=0, description="weight of the L1 norm of connections to other classes")
-    precision: Literal["auto", "float32", "bf16"] = Field(
-        "auto", description="of the backbone in training; distances are always float32; auto: bf16 where it is faster"
+    label_smoothing: float = Field(0, ge=0, lt=1, description="of the cross-entropy")
+    balance: bool = Field(
+        False, description="weigh the cross-entropy of each image by how rare its class is among the training images"
     )
+    clip: float | None = Field(
+        None, gt=0, description="largest norm of a step's gradients together; no limit when left out"
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="pieces that each worker's part of a batch is computed in, one after the other: less memory",
+    )
+    precision: Literal["auto", "float32", "tf32", "bf16", "fp16"] = Field(
+        "auto",
+        description="of the backbone in training; distances are always float32; auto: bf16 where the hardware has it, "
+        "on older GPUs fp16, else float32; tf32: float32 rounded to 10 bits by the GPU where it multiplies",
+    )
+    sync_batchnorm: bool = Field(
+        False, description="BatchNorm over the whole batch rather than each worker's part; on GPUs only"
+    )
+    compile: bool = Field(False, description="torch.compile the backbone: a minute at the start, faster steps on GPUs")
 
 
 class PushSettings(Section):

@@ -61,7 +61,7 @@ def plan_training(settings: RunSettings, cluster: Cluster, images_per_second: fl
     images = count_images(settings)
     network = build_network(settings.model, images.classes, start_weights=False)
     train, passes = training_plan(settings.compute, cluster), pass_plan(settings.compute, cluster)
-    check_batch(train, settings.train.batch_size)
+    check_batch(train, settings.train)
     per_worker = math.ceil(settings.train.batch_size / (train.fewest or train.workers))
     blocks = blocks_of(images.train, passes.actors, settings.push.batch_size)
     work = _work(settings, images)

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -85,7 +86,11 @@ class TrainLoader:
         """For each batch: what this rank's mean over its part counts for (`order.weight`)."""
         return (order.weight(length, self.rank, self.world) for length in self.lengths)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def steps(self, epoch: int, first: int = 0) -> Iterator[tuple[Batch, float]]:
+        """The batches of an epoch from step `first` on, each with its weight (see `weights`)."""
+        return zip(self.epoch(epoch, first), islice(self.weights(), first, None), strict=True)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of an epoch; any epoch, in any order, any number of times."""
         batches = order.epoch_batches(
             self.groups,
@@ -95,7 +100,7 @@ class TrainLoader:
             batch_size=self.batch_size,
             world=self.world,
         )
-        own = (order.part(batch, self.rank, self.world) for batch in batches)
+        own = (order.part(batch, self.rank, self.world) for batch in islice(batches, first, None))
         return self.feed.run([_Key(epoch, pairs[:, 0], pairs[:, 1]) for pairs in own])
 
 

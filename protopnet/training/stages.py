@@ -26,7 +26,7 @@ from protopnet.training import push as push_step
 from protopnet.training.describe import write_bundle
 from protopnet.training.evaluate import evaluate
 from protopnet.training.last_layer import optimise_last_layer
-from protopnet.training.progress import Stopwatch, listening
+from protopnet.training.progress import Stopwatch
 from protopnet.training.quality_pass import QualityOptions
 from protopnet.training.run import Result, Run
 from protopnet.training.schedule import (
@@ -87,6 +87,8 @@ def _complete(run: Run, stage: Stage, state_in: str | None) -> None:
         run.log.add(stage.name, result)
         run.log.flush()
         storage.write_json(marker, result)
+    if stage.kind == "joint":
+        storage.delete_tree(_checkpoints(run, stage))  # they serve nothing once the stage is marked complete
     run.results[stage.name] = result
     run.reporter.end(stage.name, result["seconds"], _in_words(result, done))
 
@@ -193,14 +195,12 @@ def run_joint(run: Run, stage: Stage, state_in: str | None) -> Result:
             f"training {100 * metrics['accuracy']:.1f} %{shown}, {metrics['images_per_second']:.0f} img/s"
         )
 
-    with listening(on_message) as events:
-        plan = plan_training(run.settings.compute)
-        check_batch(plan, run.settings.train.batch_size)
-        folder = storage.join(run.folder(stage), "train")
-        summary = train_stage(
-            run.settings, run.dataset_uri, state_in, run.state_uri(stage), epochs, plan, folder, events
-        )
-    storage.delete_tree(folder)  # the checkpoints of a finished stage serve nothing; its network is in place
+    plan = plan_training(run.settings.compute)
+    check_batch(plan, run.settings.train)
+    folder = _checkpoints(run, stage)
+    summary = train_stage(
+        run.settings, run.dataset_uri, state_in, run.state_uri(stage), epochs, plan, folder, on_message
+    )
     rate = summary["images"] / max(summary["seconds"], 1e-9)
     return {
         "validation_accuracy": summary["validation_accuracy"],
@@ -318,6 +318,11 @@ STAGES: dict[str, Callable[[Run, Stage, str | None], Result]] = {
     "bundle": run_bundle,
     "evaluate": run_evaluate,
 }
+
+
+def _checkpoints(run: Run, stage: Stage) -> str:
+    """Where a joint stage keeps what it would go on with."""
+    return storage.join(run.folder(stage), "train")
 
 
 def _protopnet(run: Run, state_uri: str) -> ProtoPNet:

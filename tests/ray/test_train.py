@@ -17,7 +17,6 @@ from protopnet.config import RunSettings
 from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
 from protopnet.model.network import ProtoPNet, build_network
-from protopnet.training.progress import listening
 from protopnet.training.schedule import training_cycles
 from protopnet.training.sgd import train_stage
 from protopnet.training.state import load_state, save_state
@@ -60,6 +59,7 @@ def train(
     settings: RunSettings = SETTINGS,
     workers: int = 1,
     on_message: Callable[[Message], None] = lambda message: None,
+    in_driver: bool = False,
 ) -> Trained:
     """Run the joint stage of these settings from fresh weights."""
     dataset.save(str(folder / "data"))
@@ -74,17 +74,10 @@ def train(
         messages.append(message)
         on_message(message)
 
-    with listening(note) as events:
-        summary = train_stage(
-            settings,
-            str(folder / "data"),
-            state_in,
-            state_out,
-            epochs,
-            TrainPlan(workers, 1, False, fewest=1),
-            str(folder / "train"),
-            events,
-        )
+    plan = TrainPlan(workers, 1, False, fewest=None if in_driver else 1, in_driver=in_driver)
+    summary = train_stage(
+        settings, str(folder / "data"), state_in, state_out, epochs, plan, str(folder / "train"), note
+    )
     return Trained(summary, load_state(state_in), load_state(state_out), messages)
 
 
@@ -102,7 +95,7 @@ def with_validation(birds: Dataset) -> Dataset:
 
 @pytest.fixture(scope="module")
 def trained(local_ray: None, tmp_path_factory: pytest.TempPathFactory, with_validation: Dataset) -> Trained:
-    return train(tmp_path_factory.mktemp("trained"), with_validation)
+    return train(tmp_path_factory.mktemp("trained"), with_validation, in_driver=True)
 
 
 def accuracy(state: dict[str, torch.Tensor], dataset: Dataset, split: str, pixels_of: Callable) -> float:
@@ -171,15 +164,19 @@ def test_two_workers_of_an_elastic_group_train_one_network(
     assert result.epochs[-1]["metrics"]["total"] < result.epochs[0]["metrics"]["total"]
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_an_image_that_is_gone_is_named_in_one_sentence(birds_on_disk: Dataset, tmp_path: Path, split: str) -> None:
+@pytest.mark.parametrize(("split", "in_driver"), [("train", True), ("test", True), ("train", False)])
+def test_an_image_that_is_gone_is_named_in_one_sentence(
+    birds_on_disk: Dataset, tmp_path: Path, split: str, in_driver: bool
+) -> None:
+    """And trained on no further: a group is started again once, to learn that it needn't."""
     victim = birds_on_disk.split(split)["file"][0].as_py()
     storage.delete_file(victim)
-    compute = SETTINGS.compute.model_copy(update={"max_failures": 0})
+    epochs: list[int] = []
     with pytest.raises(UserError, match="put it back") as error:
-        train(tmp_path, birds_on_disk, SETTINGS.model_copy(update={"compute": compute}))
+        train(tmp_path, birds_on_disk, on_message=lambda message: epochs.append(message["epoch"]), in_driver=in_driver)
     assert str(error.value).startswith(victim)
     assert "\n" not in str(error.value)
+    assert epochs.count(0) <= 1
 
 
 def test_a_network_is_what_is_trained(trained: Trained) -> None:

@@ -50,12 +50,12 @@ class TestTraining:
     def test_a_laptop_trains_with_one_worker_and_all_cores(self) -> None:
         plan = training_plan(compute(), LAPTOP)
         assert (plan.workers, plan.threads, plan.gpu) == (1, 2, False)
-        assert plan.resources_per_worker == {"CPU": 1.0}
+        assert plan.resources_per_worker == {"CPU": 2.0}
 
     def test_one_worker_a_gpu_and_none_on_the_head_or_on_nodes_without(self) -> None:
         plan = training_plan(compute(), Cluster((HEAD, GPU, BIG, CPU)))
         assert (plan.workers, plan.gpu, plan.threads) == (5, True, 8)
-        assert plan.resources_per_worker == {"CPU": 1.0, "GPU": 1.0}
+        assert plan.resources_per_worker == {"CPU": 8.0, "GPU": 1.0}
 
     def test_a_worker_never_has_more_threads_than_its_node(self) -> None:
         assert training_plan(compute(), Cluster((HEAD, Node(4), Node(4), Node(4)))).threads == 4
@@ -64,7 +64,7 @@ class TestTraining:
     def test_only_nodes_of_the_kind_asked_for(self) -> None:
         plan = training_plan(compute(nodes="on_demand"), Cluster((HEAD, ON_DEMAND, SPOT, SPOT)))
         assert plan.workers == 1
-        assert plan.resources_per_worker == {"CPU": 1.0, "GPU": 1.0, "on_demand": 0.001}
+        assert plan.resources_per_worker == {"CPU": 8.0, "GPU": 1.0, "on_demand": 0.001}
 
     def test_a_cluster_that_has_scaled_down_to_its_head_is_asked_to_grow(self) -> None:
         asleep = Cluster((HEAD,), GROUPS)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from protopnet.config import TrainSettings
 from protopnet.explain.boxes import activation_boxes, upsample
 from protopnet.model.backbones import BACKBONES, Backbone, build_backbone
-from protopnet.model.losses import prototype_terms
+from protopnet.model.losses import Objective, off_class_l1, prototype_terms
 from protopnet.model.prototypes import distance_maps, min_distances, similarity
 from protopnet.model.receptive_field import receptive_field
 
@@ -57,8 +57,7 @@ class TestPrototypeLayer:
             distances,
             figures["labels"],
             figures["prototype_class"],
-            last_layer,
-            TrainSettings(**META[case]["weights"]),
+            Objective(TrainSettings(**META[case]["weights"]), off_class_l1(last_layer, figures["prototype_class"])),
         )
         terms["total"].backward()
 

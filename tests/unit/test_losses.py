@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from protopnet.config import TrainSettings
-from protopnet.model.losses import baseline_loss, off_class_l1, prototype_terms
-from protopnet.model.network import Output
+from protopnet.config import ModelSettings, TrainSettings
+from protopnet.model.losses import Objective, baseline_loss, cross_entropy, objective_of, off_class_l1, prototype_terms
+from protopnet.model.network import Output, build_network
 
 # Two prototypes for class 0, one each for classes 1 and 2.
 CLASSES = torch.tensor([0, 0, 1, 2])
@@ -17,7 +17,8 @@ SETTINGS = TrainSettings(cross_entropy=2, cluster=3, separation=-5, l1=7)
 
 def terms(distances=DISTANCES, classes=CLASSES, connections=None):
     connections = torch.zeros(3, len(classes)) if connections is None else connections
-    return prototype_terms(torch.zeros(2, 3), distances, LABELS, classes, connections, SETTINGS)
+    objective = Objective(SETTINGS, off_class_l1(connections, classes))
+    return prototype_terms(torch.zeros(2, 3), distances, LABELS, classes, objective)
 
 
 def test_cluster_is_the_mean_distance_to_the_nearest_own_prototype():
@@ -73,7 +74,24 @@ def test_terms_on_one_minus_cosine_have_the_gradients_of_the_published_cosine_te
 
 def test_the_baseline_has_cross_entropy_alone():
     logits = torch.randn(2, 3)
-    found = baseline_loss(Output(logits), LABELS, SETTINGS)
+    found = baseline_loss(Output(logits), LABELS, Objective(SETTINGS, torch.zeros(())))
     expected = F.cross_entropy(logits, LABELS)
     assert found["cross_entropy"] == expected
     assert found["total"] == 2 * expected
+
+
+def test_a_balanced_loss_counts_every_class_alike():
+    labels, logits = torch.tensor([0, 0, 0, 1]), torch.randn(4, 2)
+    model = ModelSettings(kind="baseline", backbone="squeezenet1_0", image_size=64)
+    objective = objective_of(build_network(model, 2), TrainSettings(balance=True), labels, 2)
+    each = F.cross_entropy(logits, labels, reduction="none")
+    assert cross_entropy(logits, labels, objective) == pytest.approx(float((each[:3].mean() + each[3]) / 2))
+    parts = [cross_entropy(logits[part], labels[part], objective) for part in (slice(0, 2), slice(2, 4))]
+    assert sum(parts) / 2 == pytest.approx(float(cross_entropy(logits, labels, objective)))
+
+
+def test_label_smoothing_is_pytorchs():
+    logits = torch.randn(2, 3)
+    objective = Objective(TrainSettings(label_smoothing=0.2), torch.zeros(()))
+    expected = F.cross_entropy(logits, LABELS, label_smoothing=0.2)
+    torch.testing.assert_close(cross_entropy(logits, LABELS, objective), expected)
