@@ -18,6 +18,7 @@ import torch
 from protopnet.config import RunSettings
 from protopnet.datasets.folders import scan_folder
 from protopnet.datasets.rows import Dataset
+from protopnet.machine import usable_cpus
 from protopnet.training.step import mixed_precision
 
 RESULTS = Path(__file__).parent / "results"
@@ -105,7 +106,7 @@ def arguments_of(text: str | None, **defaults: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(text or "").split("\n")[0])
     for name, default in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the measured work")
+    parser.add_argument("--threads", type=int, default=usable_cpus(), help="of the measured work")
     parser.add_argument("--record", action="store_true", help="write bench/results/<name>.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -136,7 +137,7 @@ def machine(threads: int) -> dict[str, Any]:
     """What the figures depend on. No names and no paths."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
-        "cores": os.cpu_count(),
+        "cores": usable_cpus(),
         "threads": threads,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",

@@ -38,6 +38,7 @@ from protopnet import imaging
 from protopnet.cluster import connect
 from protopnet.config import ComputeSettings, ModelSettings
 from protopnet.datasets.reader import ImageReader
+from protopnet.machine import usable_cpus
 from protopnet.model.bundle import save_bundle
 from protopnet.model.network import build_network
 from protopnet.predictor import Predictor
@@ -177,7 +178,7 @@ def measure(arguments: argparse.Namespace, folder: str) -> tuple[dict[str, Any],
     encoded = ImageReader().read(rows, range(len(rows)))
     uri = make_bundle(folder, arguments.classes)
     threads = arguments.member_threads
-    noop, real, settings = start(uri, arguments.replicas or os.cpu_count() or 1, threads)
+    noop, real, settings = start(uri, arguments.replicas or usable_cpus(), threads)
     predictor = Predictor.load([uri])
     with ThreadPoolExecutor() as pool:
         pixels = np.stack(list(pool.map(lambda data: imaging.load(data, predictor.size), encoded)))
@@ -202,7 +203,7 @@ def measure(arguments: argparse.Namespace, folder: str) -> tuple[dict[str, Any],
 def conclusions(
     parts: dict[str, list[float]], runs: dict[tuple[str, int], list[Run]]
 ) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:
-    cores = os.cpu_count() or 1
+    cores = usable_cpus()
     budgets = [sum(values) for values in zip(*parts.values(), strict=True)]
     most = [cores / budget for budget in budgets]
     share = Ratio.of([run.rate for run in runs["predict", 32]], most)

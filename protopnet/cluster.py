@@ -17,6 +17,7 @@ import ray
 from protopnet.budget import Cluster, Group, Node, PassPlan, TrainPlan, pass_plan, training_plan
 from protopnet.config import ComputeSettings
 from protopnet.errors import UserError
+from protopnet.machine import usable_cpus
 
 __all__ = ["PassPlan", "TrainPlan", "connect", "plan_pass", "plan_training", "quieten", "survey"]
 
@@ -53,7 +54,7 @@ def _init(address: str | None) -> None:
         return
     ray.init(
         address="local",
-        num_cpus=(os.cpu_count() or 1) + SPARE_LOCAL_CPUS,
+        num_cpus=usable_cpus() + SPARE_LOCAL_CPUS,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -97,14 +98,15 @@ def plan_pass(compute: ComputeSettings) -> PassPlan:
 def survey() -> Cluster:
     """The cluster this process is connected to: its nodes with their real CPUs, and what it may grow to."""
     nodes = [_node(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    if len(nodes) == 1 and int(nodes[0].cpus) == (os.cpu_count() or 1) + SPARE_LOCAL_CPUS:
+    if len(nodes) == 1 and int(nodes[0].cpus) == usable_cpus() + SPARE_LOCAL_CPUS:
         return Cluster((replace(nodes[0], cpus=nodes[0].cpus - SPARE_LOCAL_CPUS),), spare_cpus=SPARE_LOCAL_CPUS)
     return Cluster(tuple(nodes), _groups())
 
 
 def _groups() -> tuple[Group, ...]:
     """What the autoscaler may start; nothing where there is none."""
-    # The one place where Ray tells it; Ray Train and Ray Data read it there too.
+    # No public call of Ray tells what the cluster may grow to (2.60: `ray.nodes` and the status know what is there);
+    # Ray Train and Ray Data read it here too.
     config = ray._private.state.state.get_cluster_config()
     if config is None:
         return ()

@@ -18,6 +18,7 @@ from protopnet.cluster import connect, survey
 from protopnet.config import ComputeSettings, RunSettings, Section
 from protopnet.datasets.count import Images, count_images
 from protopnet.datasets.order import batch_lengths
+from protopnet.machine import usable_cpus
 from protopnet.memory import Memory, pass_memory, training_memory
 from protopnet.model.network import Baseline, ProtoPNet, build_network
 from protopnet.training.passes import blocks_of
@@ -218,4 +219,4 @@ def this_cluster(compute: ComputeSettings) -> Cluster:
     if compute.address or os.environ.get("RAY_ADDRESS"):
         connect(compute)
         return survey()
-    return Cluster((Node(os.cpu_count() or 1, torch.cuda.device_count()),))
+    return Cluster((Node(usable_cpus(), torch.cuda.device_count()),))

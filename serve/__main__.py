@@ -12,7 +12,6 @@ import signal
 import socket
 import threading
 from pathlib import Path
-from typing import Any
 
 import ray
 from pydantic import Field
@@ -69,8 +68,8 @@ def _check_free(host: str, port: int) -> None:
 
 
 def _logs() -> Path:
-    node: Any = ray._private.worker._global_node
-    return Path(node.get_logs_dir_path()) / "serve"
+    context = ray.get_runtime_context()
+    return Path(context.get_temp_dir()) / context.get_session_name() / "logs" / "serve"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ serve run serve.app:build bundles=runs/a/bundle,runs/b/bundle
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from protopnet import storage
+from protopnet.machine import usable_cpus
 from protopnet.model.bundle import read_info
 from protopnet.predictor import check_one_task
 from serve.ingress import Ingress, read_tokens
@@ -34,7 +34,7 @@ def build(args: AppSettings) -> Application:
     if args.token_file is not None:  # replicas may work in another folder than this process
         args = args.model_copy(update={"token_file": storage.located(args.token_file)})
     bundles = references(args.bundles)
-    threads = args.member.threads or max(1, (os.cpu_count() or 1) // (len(bundles) * args.member.max_replicas))
+    threads = args.member.threads or max(1, usable_cpus() // (len(bundles) * args.member.max_replicas))
     member = serve.deployment(**_member_options(args))(Member)
     members = [
         member.options(name=f"member-{number}").bind(bundle, args.member, threads)

@@ -29,6 +29,7 @@ from protopnet.config import RunSettings
 from protopnet.datasets import augment, order
 from protopnet.datasets.reader import ImageReader
 from protopnet.errors import UserError
+from protopnet.machine import usable_cpus
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -253,5 +254,4 @@ def _cache_bytes() -> int:
 
 def default_threads(trainers: int) -> int:
     """Threads for each of the training workers on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MAX_THREADS, max(1, cores // trainers))
+    return min(MAX_THREADS, max(1, usable_cpus() // trainers))

@@ -1,12 +1,12 @@
 """Work on a stream of items in threads, in order, holding only a few at a time."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from protopnet import storage
+from protopnet.machine import usable_cpus
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,5 +29,5 @@ def ordered(work: Callable[[Item], Result], items: Iterable[Item], threads: int)
 
 def threads_for(uri: str) -> int:
     """Threads that decode images from a location: one a core; from a bucket more, since most of them wait."""
-    cores = os.cpu_count() or 1
+    cores = usable_cpus()
     return max(16, 2 * cores) if storage.is_remote(uri) else cores
