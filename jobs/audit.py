@@ -49,7 +49,7 @@ def main() -> None:
     explaining(bundle)  # before anything that takes time
     trained = trained_with(bundle.info.provenance, settings.bundle)
     dataset = open_training_data(settings.data, bundle.classes, trained, settings.output)
-    connect(settings.compute)
+    connect(settings.compute, {"DATA": settings.data, "output": settings.output})
     options = PassOptions(
         plan=plan_pass(settings.compute), batch_size=settings.batch_size, max_pixels=trained.data.max_pixels
     )

@@ -79,7 +79,7 @@ def main() -> None:
     check_bad_share(settings.data, dataset.table.num_rows, dataset.errors, settings.max_bad)
     split = settings.split or ("test" if len(dataset.split("test")) else "all")
     rows = with_labels_of(predictor.classes, dataset, split)
-    connect(settings.compute)
+    connect(settings.compute, {"DATA": settings.data, "output": settings.output})
     options = PassOptions(
         plan=plan_pass(settings.compute), batch_size=settings.batch_size, max_pixels=settings.max_pixels
     )

@@ -56,7 +56,7 @@ def main() -> None:
         history=bundle.info.provenance.get("history", []),
     )
     corrector.check()
-    connect(settings.compute)
+    connect(settings.compute, {"DATA": settings.data, "output": settings.output})
     options = PassOptions(
         plan=plan_pass(settings.compute),
         batch_size=settings.batch_size,

@@ -8,12 +8,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
 import ray
 
+from protopnet import storage
 from protopnet.budget import Cluster, Group, Node, PassPlan, TrainPlan, pass_plan, training_plan
 from protopnet.config import ComputeSettings
 from protopnet.errors import UserError
@@ -28,15 +29,42 @@ SPARE_LOCAL_CPUS = 2
 _BUILT_IN = {"CPU", "GPU", "memory", "object_store_memory"}
 
 
-def connect(compute: ComputeSettings) -> None:
-    """Connect to the cluster the settings name, to the one this job was submitted to, or start a local Ray."""
-    if ray.is_initialized():
+def connect(compute: ComputeSettings, paths: Mapping[str, str] | None = None) -> None:
+    """Connect to the cluster the settings name, to the one this job was submitted to, or start a local Ray.
+
+    paths: by the name of their setting, files and folders that every node must see. `UserError` where one is on this
+    machine's disk and others would work, too.
+    """
+    if not ray.is_initialized():
+        _connect(compute)
+    context = ray.data.DataContext.get_current()
+    context.execution_no_progress_timeout_s = 60 * compute.patience
+    others = {node["NodeID"] for node in ray.nodes() if node["Alive"] and _may_work(node["Resources"], compute)}
+    check_shared(paths or {}, compute, len(others - {ray.get_runtime_context().get_node_id()}))
+
+
+def check_shared(paths: Mapping[str, str], compute: ComputeSettings, other_nodes: int) -> None:
+    """`UserError` for a path that only this machine sees, where other nodes would work with it."""
+    if compute.shared_storage or not other_nodes:
         return
-    # Ray Train's controller looks at its workers this often; the default of 2 s would add seconds to each stage.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else C++ notices about healthy actors on stderr
+    for setting, path in paths.items():
+        if not storage.is_remote(path):
+            raise UserError(
+                f"{setting} is {path}, a place on this machine, but other nodes of the cluster ({other_nodes}) would work "
+                "with it; expected s3://…, or compute.shared_storage true where every node sees the same files there"
+            )
+
+
+def _may_work(resources: dict[str, float], compute: ComputeSettings) -> bool:
+    return resources.get("CPU", 0) >= 1 and (compute.nodes is None or compute.nodes in resources)
+
+
+def _connect(compute: ComputeSettings) -> None:
     address = compute.address or os.environ.get("RAY_ADDRESS")
+    if not address:  # no one takes nodes away here, and Ray Train's default of 2 s would add seconds to each stage
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else C++ notices about healthy actors on stderr
     on_stop = signal.getsignal(signal.SIGTERM)
     try:
         with _without_c_stderr():
@@ -80,7 +108,6 @@ def quieten() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = 600
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

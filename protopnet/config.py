@@ -231,6 +231,12 @@ class ComputeSettings(Section):
         None,
         description="only nodes with this custom resource, e.g. on_demand, spot or cpu of cluster.yaml; any when left out",
     )
+    shared_storage: bool = Field(
+        False, description="local paths are on a disk that every node sees at the same place (NFS, say)"
+    )
+    patience: int = Field(
+        60, ge=1, description="minutes without a finished block, or waiting for nodes, after which a pass gives up"
+    )
     max_failures: int = Field(3, ge=0, description="how often a training stage may be restarted after a lost worker")
 
     @field_validator("workers")

@@ -18,6 +18,7 @@ from protopnet.cluster import plan_pass
 from protopnet.config import RunSettings
 from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
+from protopnet.lease import Lease
 from protopnet.model.network import Baseline, ProtoPNet, build_network
 from protopnet.training.passes import PassOptions
 from protopnet.training.progress import Reporter, Stopwatch
@@ -37,6 +38,7 @@ class Run:
     settings: RunSettings
     reporter: Reporter
     results: dict[str, Result] = field(default_factory=dict)
+    lease: Lease = field(init=False)
 
     def __post_init__(self) -> None:
         self.watch = Stopwatch()
@@ -69,6 +71,11 @@ class Run:
                     f"run {self.uri} was begun with {name} = {old}, now it is {new}; "
                     f"set it back to go on, or choose another --name"
                 )
+
+    def paths(self) -> dict[str, str]:
+        """What every node works with, by setting."""
+        data = self.settings.data
+        return {"storage": self.uri} | ({"data.path": data.path} if data.path and data.source != "cub" else {})
 
     # What the stages share.
 

@@ -19,6 +19,7 @@ from protopnet.cluster import connect, plan_training
 from protopnet.config import RunSettings
 from protopnet.datasets.open import mixed, open_dataset
 from protopnet.datasets.validate import check_dataset
+from protopnet.lease import Lease
 from protopnet.model.network import ProtoPNet, build_network
 from protopnet.predictor import Predictor
 from protopnet.tables import read_table, write_table
@@ -48,9 +49,17 @@ CURVE_IMAGES = 24
 def execute(run: Run) -> dict[str, Result]:
     """Bring a run to its end from wherever it is; returns the result of each stage by name, in order.
 
+    `UserError` where another process runs it.
+
     Connects to Ray when the first stage needs it: after the images were read and the model was built, so that what is
     wrong with them is said at once, and not at all for a run that is complete.
     """
+    with Lease(run.uri, "--name") as run.lease:
+        _run_stages(run)
+    return run.results
+
+
+def _run_stages(run: Run) -> None:
     state = None
     for stage in before_training(run.settings):
         _complete(run, stage, state)
@@ -68,7 +77,6 @@ def execute(run: Run) -> dict[str, Result]:
     best = ends[best_cycle(accuracies)]
     for stage in after_training(run.settings, best.cycle):
         _complete(run, stage, run.state_uri(best))
-    return run.results
 
 
 def _complete(run: Run, stage: Stage, state_in: str | None) -> None:
@@ -80,12 +88,13 @@ def _complete(run: Run, stage: Stage, state_in: str | None) -> None:
         run.seconds_before += result["seconds"]
     else:
         if stage.kind != "data":
-            connect(run.settings.compute)
+            connect(run.settings.compute, run.paths())
         watch = Stopwatch()
         result = _persistently(run, stage, state_in)
         result = {"name": stage.name, "cycle": stage.cycle, **result, "seconds": round(watch.seconds, 2)}
         run.log.add(stage.name, result)
         run.log.flush()
+        run.lease.check()
         storage.write_json(marker, result)
     if stage.kind == "joint":
         storage.delete_tree(_checkpoints(run, stage))  # they serve nothing once the stage is marked complete

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from protopnet.budget import Cluster, Group, Node, pass_plan, training_plan
 from protopnet.cli import parse
+from protopnet.cluster import check_shared
 from protopnet.config import ComputeSettings, RunSettings
 from protopnet.errors import UserError
 
@@ -144,3 +145,15 @@ class TestPasses:
         if plan.gpus:
             usable = [node for node in nodes if node.cpus >= 1]
             assert sum(node.gpus * int(1 / plan.gpus + 1e-9) for node in usable) >= plan.actors
+
+
+class TestSharedStorage:
+    def test_what_only_this_machine_sees_is_refused_where_others_would_work_with_it(self) -> None:
+        with pytest.raises(UserError, match=r"storage is runs, .* \(2\) .* s3://…, or compute.shared_storage true"):
+            check_shared({"storage": "runs"}, compute(), 2)
+
+    @pytest.mark.parametrize(
+        ("path", "shared", "others"), [("s3://bucket/runs", False, 2), ("/nfs/runs", True, 2), ("runs", False, 0)]
+    )
+    def test_what_all_see_is_not(self, path: str, shared: bool, others: int) -> None:
+        check_shared({"storage": path}, compute(shared_storage=shared), others)
