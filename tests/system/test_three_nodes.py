@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 NODE = {"num_cpus": 2, "object_store_memory": 200 << 20, "include_dashboard": False}
+SHARED = ("--compute.shared_storage", "true")  # the nodes are processes of one machine
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_nodes_may_go_in_the_middle_of_every_stage(
     cluster: Cluster, trained: TrainedRun, jobs: Jobs, tmp_path: Path
 ) -> None:
     """Train, push, last layer, evaluate, score: as if nothing had happened."""
-    training = start("train", cluster, "--storage", str(tmp_path), *jobs.options(name="lossy"))
+    training = start("train", cluster, "--storage", str(tmp_path), *SHARED, *jobs.options(name="lossy"))
     assert training.stdout
     said: list[str] = []
     taken: set[str] = set()
