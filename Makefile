@@ -30,6 +30,7 @@ unit: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The marker is written last: an interrupted installation is begun again.
 $(VENV)/.installed: requirements.lock pyproject.toml

@@ -29,6 +29,8 @@ from protopnet.config import RunSettings
 from protopnet.datasets.reader import ImageReader
 from protopnet.model.losses import off_class_l1
 from protopnet.model.network import ProtoPNet, build_network, placed, set_phase
+from protopnet.passes.image_pass import PassOptions, run_pass
+from protopnet.passes.push import apply_push, push
 from protopnet.training.last_layer import (
     LastLayerResult,
     SimilarityTask,
@@ -37,8 +39,6 @@ from protopnet.training.last_layer import (
     optimise_last_layer,
     with_copies,
 )
-from protopnet.training.passes import PassOptions, run_pass
-from protopnet.training.push import apply_push, push
 from protopnet.training.start import sample_patches, start_from_patches
 
 EPOCHS, RATE, BATCH = 20, 1e-4, 80  # as published

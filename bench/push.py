@@ -3,7 +3,7 @@
     python bench/push.py [--classes 40 --size 224 --rounds 3] [--record]
 
 Three ways over the same photographs, in float32 and eval mode with the same threads, taking turns:
-`push`     the real one, `protopnet.training.push.push` over Ray Data;
+`push`     the real one, `protopnet.passes.push.push` over Ray Data;
 `loop`     decode an image, decode the next, forward the batch: nothing else. `loop, decoding ahead` decodes the next
            batch in threads meanwhile, which the plain loop doesn't;
 `authors`  the latent maps and all distances copied to numpy, a Python loop over the prototypes for each batch, and
@@ -41,9 +41,9 @@ from protopnet.config import RunSettings
 from protopnet.datasets.reader import ImageReader
 from protopnet.model.network import ProtoPNet, build_network, placed
 from protopnet.model.prototypes import true_float32
-from protopnet.training.nearest_pass import NearestTask
-from protopnet.training.passes import PassOptions, run_pass
-from protopnet.training.push import candidates_needed, push
+from protopnet.passes.image_pass import PassOptions, run_pass
+from protopnet.passes.nearest_patches import NearestTask
+from protopnet.passes.push import candidates_needed, push
 from protopnet.training.start import sample_patches, start_from_patches
 
 AUTHORS_BATCH = 75

@@ -27,13 +27,13 @@ from protopnet import storage
 from protopnet.budget import PassPlan
 from protopnet.cluster import connect
 from protopnet.config import ComputeSettings
-from protopnet.explain.nearest import CANDIDATE_SCHEMA, Reducer
+from protopnet.passes.candidates import CANDIDATE_SCHEMA, Reducer
+from protopnet.passes.image_pass import MAX_BLOCK_ROWS, over_blocks
+from protopnet.passes.push import candidates_needed
 from protopnet.scoring.inputs import INPUT_SCHEMA
 from protopnet.scoring.manifest import write_manifest
 from protopnet.scoring.output import score_schema, take_stock, write_chunk
 from protopnet.scoring.tally import Tally
-from protopnet.training.passes import MAX_BLOCK_ROWS, over_blocks
-from protopnet.training.push import candidates_needed
 from protopnet.training.solver import RowBlock
 
 PER_CLASS, DEPTH = 10, 128

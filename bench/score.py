@@ -38,8 +38,8 @@ from protopnet.config import ComputeSettings, ModelSettings
 from protopnet.model.bundle import PROTOTYPE_SCHEMA, save_bundle
 from protopnet.model.network import ProtoPNet, build_network, set_phase
 from protopnet.predictor import Predictor
+from protopnet.progress import Reporter
 from protopnet.scoring.job import ScoreSettings, score
-from protopnet.training.progress import Reporter
 
 ROOT = Path(__file__).parents[1]
 BATCH = 64

@@ -17,7 +17,6 @@ import itertools
 import os
 import socket
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -42,10 +41,8 @@ from protopnet.machine import usable_cpus
 from protopnet.model.bundle import save_bundle
 from protopnet.model.network import build_network
 from protopnet.predictor import Predictor
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # before this folder, whose `serve` is this file
-from serve.app import build
-from serve.settings import AppSettings
+from protopnet.serving.app import build
+from protopnet.serving.settings import AppSettings
 
 CLIENTS = (1, 8, 32)
 LEAST_SHARE, MOST_FOR_EXPLAINING = 0.80, 1.3

@@ -13,19 +13,19 @@ from typing import Any
 from pydantic import Field
 
 from protopnet import storage
+from protopnet.audit.audit import AuditResult, audit_bundle
+from protopnet.audit.audit_pages import AuditPages
+from protopnet.audit.findings import AuditSettings
 from protopnet.cli import Positional, parse
 from protopnet.cluster import connect, plan_pass
 from protopnet.config import ComputeSettings
 from protopnet.datasets.trained import open_training_data, trained_with
 from protopnet.errors import exit_with_a_sentence
-from protopnet.explain.audit_page import AuditPages
-from protopnet.explain.evidence import explaining
-from protopnet.explain.findings import AuditSettings
-from protopnet.explain.words import percent
+from protopnet.evidence.explanation import explaining
 from protopnet.model.bundle import Bundle, load_bundle
+from protopnet.passes.image_pass import PassOptions
 from protopnet.tables import write_table
-from protopnet.training.audit_pass import AuditResult, audit_bundle
-from protopnet.training.passes import PassOptions
+from protopnet.words import percent
 
 
 class AuditJobSettings(AuditSettings):

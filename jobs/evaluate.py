@@ -20,12 +20,12 @@ from protopnet.config import BirdSettings, ComputeSettings, DataSettings, Sectio
 from protopnet.datasets.open import open_dataset, recognise
 from protopnet.datasets.validate import check_bad_share
 from protopnet.errors import exit_with_a_sentence
-from protopnet.explain.quality_table import quality_text
 from protopnet.imaging import MAX_PIXELS
+from protopnet.passes.image_pass import PassOptions
 from protopnet.predictor import Predictor
-from protopnet.training.evaluate import evaluate, with_labels_of
-from protopnet.training.passes import PassOptions
-from protopnet.training.quality_pass import QualityOptions, check_explains
+from protopnet.quality.evaluate import evaluate, with_labels_of
+from protopnet.quality.quality_pass import QualityOptions, check_explains
+from protopnet.quality.table import quality_text
 
 
 class EvaluateSettings(Section):

@@ -18,12 +18,12 @@ from protopnet import imaging, storage
 from protopnet.cli import Positional, Repeated, parse
 from protopnet.config import Section
 from protopnet.errors import UserError, exit_with_a_sentence
-from protopnet.explain import pictures
-from protopnet.explain.evidence import Explanation
-from protopnet.explain.figures import Album, class_figure, page
-from protopnet.explain.words import find_class, percent, readable_names
+from protopnet.evidence.explanation import Explanation
+from protopnet.evidence.figures import Album, class_figure, page
 from protopnet.model.bundle import INFO
+from protopnet.pages import pictures
 from protopnet.predictor import Predictor
+from protopnet.words import find_class, percent, readable_names
 
 BATCH = 16
 

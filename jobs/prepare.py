@@ -15,7 +15,7 @@ from protopnet.datasets.shards import check_output, write_shards
 from protopnet.errors import exit_with_a_sentence
 
 
-class Progress:
+class CountLine:
     """A line that is kept up to date on a terminal, and printed twice a minute into a log."""
 
     def __init__(self, doing: str) -> None:
@@ -58,8 +58,8 @@ def main() -> None:
     settings = parse(PrepareSettings)
     start = time.monotonic()
     check_output(settings.output, settings.overwrite)
-    source = open_source(settings, Progress("checked"))
-    writing = Progress("written")
+    source = open_source(settings, CountLine("checked"))
+    writing = CountLine("written")
     dataset = write_shards(
         source.rows,
         settings.output,

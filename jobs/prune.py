@@ -11,17 +11,17 @@ numbers in the bundle given. That bundle stays as it is.
 from pydantic import Field
 
 from protopnet import storage
+from protopnet.audit.draft import Draft
+from protopnet.audit.prune import Corrections, Corrector
+from protopnet.audit.rewrite import Rewritten, resolve, source_network, write_corrected
 from protopnet.cli import Positional, parse
 from protopnet.cluster import connect, plan_pass
 from protopnet.config import ComputeSettings
 from protopnet.datasets.trained import open_training_data, trained_with, training_images_of
 from protopnet.errors import UserError, exit_with_a_sentence
-from protopnet.explain.pruning import Draft
 from protopnet.model.bundle import INFO, load_bundle
-from protopnet.training.passes import PassOptions
-from protopnet.training.progress import Stopwatch, make_reporter
-from protopnet.training.prune import Corrections, Corrector
-from protopnet.training.rewrite import Rewritten, resolve, source_network, write_corrected
+from protopnet.passes.image_pass import PassOptions
+from protopnet.progress import Stopwatch, make_reporter
 
 
 class PruneSettings(Corrections):

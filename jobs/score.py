@@ -15,10 +15,10 @@ import time
 from protopnet.cli import parse
 from protopnet.errors import exit_with_a_sentence
 from protopnet.plan import PlanSettings, arguments, this_cluster
+from protopnet.progress import make_reporter
 from protopnet.scoring.forecast import plan_scoring
 from protopnet.scoring.job import ScoreSettings, score
 from protopnet.scoring.summary import closing_table, too_many_bad
-from protopnet.training.progress import make_reporter
 
 
 class ScoreJobSettings(ScoreSettings):

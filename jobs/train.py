@@ -8,8 +8,9 @@ python jobs/train.py --config configs/quickstart.yaml --plan      what it would 
 from protopnet.cli import parse
 from protopnet.config import RunSettings
 from protopnet.errors import exit_with_a_sentence
-from protopnet.plan import PlanSettings, arguments, plan_training, this_cluster
-from protopnet.training.progress import make_reporter
+from protopnet.plan import PlanSettings, arguments, this_cluster
+from protopnet.progress import make_reporter
+from protopnet.training.forecast import plan_run
 from protopnet.training.run import Run
 from protopnet.training.stages import execute
 from protopnet.training.summary import conclude
@@ -26,7 +27,7 @@ def main() -> None:
     given = parse(TrainJobSettings, arguments(), description=__doc__)
     settings = RunSettings.model_validate(given.model_dump(exclude={"plan"}))
     if given.plan.wanted:
-        print(plan_training(settings, this_cluster(settings.compute), given.plan.images_per_second))
+        print(plan_run(settings, this_cluster(settings.compute), given.plan.images_per_second))
         return
     run = Run(settings, make_reporter())
     try:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 
 from protopnet.errors import UserError
-from protopnet.explain.evidence import Explainer, Explanation, explaining
-from protopnet.explain.ranking import View
+from protopnet.evidence.explanation import Explainer, Explanation, explaining
+from protopnet.evidence.ranking import View
 from protopnet.model.bundle import Bundle, BundleInfo, load_bundle
 from protopnet.model.network import ProtoPNet, placed
 from protopnet.model.prototypes import true_float32

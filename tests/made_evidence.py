@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image
 
-from protopnet.explain import pictures
-from protopnet.explain.evidence import ClassEvidence, Evidence, Explanation, Remainder, Source
-from protopnet.explain.figures import Album
+from protopnet.evidence.explanation import ClassEvidence, Evidence, Explanation, Remainder, Source
+from protopnet.evidence.figures import Album
+from protopnet.pages import pictures
 
 CLASSES = ["001.Blue_Jay", "002.House_Wren", "003.<b>Crow</b>"]
 PEAK = [[0.0, 0.0, 0.0, 0.9], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]  # top right

@@ -168,8 +168,8 @@ class LocalServe:
         """Start an application, or update the one of this name; returns once it answers."""
         from ray import serve
 
-        from serve.app import build
-        from serve.settings import AppSettings
+        from protopnet.serving.app import build
+        from protopnet.serving.settings import AppSettings
 
         member = self.MEMBER | settings.pop("member", {})
         ingress = {"cpus": 0.01} | settings.pop("ingress", {})

@@ -13,12 +13,12 @@ from protopnet.cluster import PassPlan
 from protopnet.datasets.feed import Feed
 from protopnet.errors import UserError
 from protopnet.imaging import BadImage
+from protopnet.passes.image_pass import in_batches
 from protopnet.predictor import Predictor
 from protopnet.scoring.manifest import read_chunk
 from protopnet.scoring.output import is_done, write_chunk
 from protopnet.scoring.tally import Agreement, Tally
 from protopnet.scoring.task import Picture, ScoreOptions, Scorer, look
-from protopnet.training.passes import in_batches
 
 _REPORT_SECONDS = 0.5
 

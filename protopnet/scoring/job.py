@@ -18,16 +18,16 @@ from protopnet.cluster import PassPlan, connect, plan_pass
 from protopnet.config import ComputeSettings, Section
 from protopnet.errors import UserError
 from protopnet.imaging import MAX_PIXELS
+from protopnet.passes.image_pass import over_blocks
 from protopnet.predictor import Precision, Predictor
+from protopnet.progress import Reporter, listening
 from protopnet.scoring.actor import ScoreActor, Work
 from protopnet.scoring.inputs import Input, open_input
 from protopnet.scoring.output import clear_unfinished, take_stock
-from protopnet.scoring.progress import Progress
+from protopnet.scoring.progress import ChunkProgress
 from protopnet.scoring.record import JOB, JobRecord, begin, resume
 from protopnet.scoring.tally import Tally
 from protopnet.scoring.task import ScoreOptions
-from protopnet.training.passes import over_blocks
-from protopnet.training.progress import Reporter, listening
 
 SUMMARY = "scores.json"
 _MOST_BLOCKS = 2000  # units that Ray Data keeps book of; each is one or more chunks
@@ -78,7 +78,7 @@ class ScoreSettings(Section):
 
 
 @dataclass(frozen=True)
-class Run:
+class ThisCall:
     """What this call did. Start: all before an actor was ready to score; scoring: from then to the last part."""
 
     images: int
@@ -111,7 +111,7 @@ def score(settings: ScoreSettings, reporter: Reporter, started: float) -> tuple[
     clear_unfinished(settings.output)
     done, _ = take_stock(settings.output)
     todo = [chunk for chunk in range(record.chunks) if chunk not in done]
-    progress = Progress(reporter, sum(map(record.rows_in, todo)))
+    progress = ChunkProgress(reporter, sum(map(record.rows_in, todo)))
     if note:
         reporter.note(note)
     if done:
@@ -142,11 +142,11 @@ def _score_chunks(
     predictor: Predictor,
     record: JobRecord,
     settings: ScoreSettings,
-    progress: Progress,
+    progress: ChunkProgress,
     started: float,
-) -> Run:
+) -> ThisCall:
     if not todo:
-        return Run(0, time.time() - started, 0.0, "")
+        return ThisCall(0, time.time() - started, 0.0, "")
     plan = _plan(settings)
     given = settings.of_rows | {"batch_size": record.batch_size}
     work = Work(
@@ -167,7 +167,7 @@ def _score_chunks(
                 raise UserError(error)
     ended = time.time()
     ready = progress.ready or started
-    return Run(progress.images, ready - started, ended - ready, "GPU" if plan.gpus else "CPU")
+    return ThisCall(progress.images, ready - started, ended - ready, "GPU" if plan.gpus else "CPU")
 
 
 @contextmanager
@@ -184,7 +184,7 @@ def _ray_may_be_lost() -> Iterator[None]:
 
 
 def _summary(
-    settings: ScoreSettings, predictor: Predictor, record: JobRecord, tally: Tally, run: Run, note: str | None
+    settings: ScoreSettings, predictor: Predictor, record: JobRecord, tally: Tally, run: ThisCall, note: str | None
 ) -> dict[str, Any]:
     """The content of `scores.json`. Rates are of the last run that scored anything."""
     uri = storage.join(settings.output, SUMMARY)

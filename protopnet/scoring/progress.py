@@ -3,12 +3,12 @@
 import time
 from typing import Any
 
-from protopnet.training.progress import Reporter
+from protopnet.progress import Reporter
 
 _NOTE_SECONDS = 15
 
 
-class Progress:
+class ChunkProgress:
     """Adds up chunks that are done and those under way; a chunk that is begun again counts from its beginning."""
 
     def __init__(self, reporter: Reporter, images: int):

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from protopnet import storage
-from protopnet.explain.words import first_few
 from protopnet.scoring.output import PARTS
+from protopnet.words import first_few
 
 _SHOWN = 5  # classes and reasons named
 

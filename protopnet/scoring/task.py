@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 
 from protopnet import imaging
-from protopnet.explain.ranking import Ranking
+from protopnet.evidence.ranking import Ranking
 from protopnet.imaging import BadImage
 from protopnet.predictor import Precision, Predictor, Scores, sum_up
 from protopnet.scoring.output import EVIDENCE, TOP, score_schema

@@ -10,10 +10,10 @@ import torch
 from protopnet import imaging
 from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import Dataset
-from protopnet.explain.evidence import Explanation
-from protopnet.explain.figures import Album, explained_image
-from protopnet.explain.words import readable_names
+from protopnet.evidence.explanation import Explanation
+from protopnet.evidence.figures import Album, explained_image
 from protopnet.predictor import Predictor
+from protopnet.words import readable_names
 
 EACH = 3
 LISTED = 4  # prototypes a class

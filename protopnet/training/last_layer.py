@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from protopnet.config import LastLayerSettings
 from protopnet.model.network import ProtoPNet, placed
-from protopnet.training.passes import PLAIN, PassOptions, run_pass_in_place, unpack
+from protopnet.passes.image_pass import PLAIN, PassOptions, run_pass_in_place, unpack
 from protopnet.training.proximal import metric_of
 from protopnet.training.solver import RowBlock, Solution, add_up, solve
 

@@ -20,8 +20,8 @@ from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
 from protopnet.lease import Lease
 from protopnet.model.network import Baseline, ProtoPNet, build_network
-from protopnet.training.passes import PassOptions
-from protopnet.training.progress import Reporter, Stopwatch
+from protopnet.passes.image_pass import PassOptions
+from protopnet.progress import Reporter, Stopwatch
 from protopnet.training.runlog import RunLog
 from protopnet.training.schedule import Stage
 from protopnet.training.state import load_state

@@ -18,7 +18,7 @@ from protopnet import storage
 from protopnet.cluster import TrainPlan
 from protopnet.config import RunSettings
 from protopnet.errors import UserError
-from protopnet.training.progress import listening
+from protopnet.progress import listening
 from protopnet.training.schedule import Epochs
 from protopnet.training.worker import ERROR_FILE, Job, Place, train
 

@@ -21,14 +21,14 @@ from protopnet.datasets.open import mixed, open_dataset
 from protopnet.datasets.validate import check_dataset
 from protopnet.lease import Lease
 from protopnet.model.network import ProtoPNet, build_network
+from protopnet.passes import push as push_step
 from protopnet.predictor import Predictor
+from protopnet.progress import Stopwatch
+from protopnet.quality.evaluate import evaluate
+from protopnet.quality.quality_pass import QualityOptions
 from protopnet.tables import read_table, write_table
-from protopnet.training import push as push_step
-from protopnet.training.describe import write_bundle
-from protopnet.training.evaluate import evaluate
+from protopnet.training.bundle import write_bundle
 from protopnet.training.last_layer import optimise_last_layer
-from protopnet.training.progress import Stopwatch
-from protopnet.training.quality_pass import QualityOptions
 from protopnet.training.run import Result, Run
 from protopnet.training.schedule import (
     Stage,

@@ -20,7 +20,7 @@ from torch import nn
 
 from protopnet.errors import UserError
 from protopnet.model.network import ProtoPNet, placed
-from protopnet.training.passes import PassOptions, run_pass
+from protopnet.passes.image_pass import PassOptions, run_pass
 
 # Patches kept from the whole data set: 1 GB of float16 at 512 channels. Enough for 1,000 classes of 1,000 patches.
 PATCH_BUDGET = 1_000_000

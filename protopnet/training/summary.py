@@ -9,12 +9,12 @@ import ray
 import torch
 
 from protopnet import __version__, storage
-from protopnet.explain.quality_table import quality_table
-from protopnet.explain.report import RunReport, StageReport, write_report
 from protopnet.model.bundle import Bundle, load_bundle
 from protopnet.predictor import Predictor
+from protopnet.quality.table import quality_table
 from protopnet.tables import read_table
 from protopnet.training.examples import explained_examples
+from protopnet.training.report import RunReport, StageReport, write_report
 from protopnet.training.run import Result, Run
 
 

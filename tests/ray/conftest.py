@@ -20,7 +20,7 @@ from protopnet.datasets.rows import Dataset
 from protopnet.datasets.shards import write_shards
 from protopnet.model.network import ProtoPNet, build_network, placed
 from protopnet.model.prototypes import true_float32
-from protopnet.training.passes import PassOptions
+from protopnet.passes.image_pass import PassOptions
 
 SIZE = 64
 COPIES = 7  # of one image of each class

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 import torch
 
+from protopnet.audit.audit import count_use, describe_patches
+from protopnet.audit.usage import use_of_batch
 from protopnet.datasets.rows import Dataset
-from protopnet.explain.use import use_of_batch
 from protopnet.model.network import ProtoPNet
 from protopnet.model.prototypes import similarity
-from protopnet.training.audit_pass import count_use, describe_patches
-from protopnet.training.nearest_pass import nearest_patches
+from protopnet.passes.nearest_patches import nearest_patches
 
 
 def test_use_is_that_of_all_images_at_once(

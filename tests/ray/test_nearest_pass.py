@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from protopnet.model.network import ProtoPNet
-from protopnet.training.nearest_pass import nearest_patches
+from protopnet.passes.nearest_patches import nearest_patches
 
 K = 6  # fewer than the copies of an image
 Candidate = tuple[float, int, int, int]  # distance, image, row, column

@@ -17,8 +17,8 @@ from protopnet.config import AugmentSettings, ComputeSettings
 from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
 from protopnet.model.network import ProtoPNet
+from protopnet.passes.image_pass import run_pass, run_pass_in_place, unpack
 from protopnet.training.last_layer import with_copies
-from protopnet.training.passes import run_pass, run_pass_in_place, unpack
 from protopnet.training.start import sample_patches, start_from_patches
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers don't have the tests on their path

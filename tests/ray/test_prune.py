@@ -9,18 +9,18 @@ import pyarrow as pa
 import pytest
 import torch
 
+from protopnet.audit.barred_patches import parse_barred
+from protopnet.audit.draft import Draft, Place
+from protopnet.audit.prune import Corrections, Corrector
+from protopnet.audit.rewrite import Rewritten, resolve, write_corrected
 from protopnet.config import AugmentSettings, DataSettings, LastLayerSettings, ModelSettings, PushSettings
 from protopnet.datasets.rows import Dataset
 from protopnet.datasets.trained import TrainedWith
 from protopnet.errors import UserError
-from protopnet.explain.barring import parse_barred
-from protopnet.explain.pruning import Draft, Place
 from protopnet.model.bundle import load_bundle, save_bundle
 from protopnet.model.network import ProtoPNet, build_network, placed
+from protopnet.progress import LineReporter
 from protopnet.training.last_layer import anchor_KP, off_class_KP
-from protopnet.training.progress import LineReporter
-from protopnet.training.prune import Corrections, Corrector
-from protopnet.training.rewrite import Rewritten, resolve, write_corrected
 from protopnet.training.solver import RowBlock, mean_over, metric_over, solve
 
 # As in conftest.py.

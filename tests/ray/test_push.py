@@ -9,7 +9,7 @@ import torch
 from ray_processes import kill_first, named
 
 from protopnet.model.network import ProtoPNet
-from protopnet.training.push import PushResult, push
+from protopnet.passes.push import PushResult, push
 
 Place = tuple[int, int, int]
 

@@ -15,8 +15,8 @@ from protopnet.errors import UserError
 from protopnet.model.bundle import save_bundle
 from protopnet.model.network import ProtoPNet, build_network
 from protopnet.predictor import Predictor
-from protopnet.training.evaluate import evaluate
-from protopnet.training.quality_pass import QualityOptions, check_explains, with_sample
+from protopnet.quality.evaluate import evaluate
+from protopnet.quality.quality_pass import QualityOptions, check_explains, with_sample
 
 MODEL = ModelSettings(backbone="resnet18", cut="layer2", image_size=64, prototype_depth=16, prototypes=12)
 # As the data set of these tests was drawn; its copies and images of one colour can't be drawn again.

@@ -26,12 +26,12 @@ from protopnet.config import ComputeSettings, DataSettings
 from protopnet.datasets.folders import scan_folder
 from protopnet.datasets.shards import write_shards
 from protopnet.errors import UserError
+from protopnet.passes.image_pass import PassOptions
 from protopnet.predictor import Predictor
+from protopnet.progress import LineReporter
+from protopnet.quality.evaluate import evaluate
 from protopnet.scoring.job import ScoreSettings, score
 from protopnet.scoring.tally import Tally
-from protopnet.training.evaluate import evaluate
-from protopnet.training.passes import PassOptions
-from protopnet.training.progress import LineReporter
 
 NAMES = ["plain.jpg", "a b.JPG", 'it\'s "quoted".jpeg', "küken-鳥.jpg", "50%20#1?.jpg", "new\nline.jpg", "[x]*.jpg"]
 _HEADER = b"IHDR" + struct.pack(">IIBBBBB", 65536, 65536, 8, 2, 0, 0, 0)  # four billion pixels

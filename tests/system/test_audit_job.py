@@ -11,10 +11,10 @@ import pytest
 from browsing import chromium, watched
 from running_jobs import Finished, Jobs, TrainedRun
 
-from protopnet.explain.audit import FINDING_SCHEMA
-from protopnet.explain.audit_page import class_path
-from protopnet.explain.findings import KINDS
-from protopnet.explain.patch_table import NEAREST_SCHEMA
+from protopnet.audit.audit_pages import class_path
+from protopnet.audit.findings import KINDS
+from protopnet.audit.judgement import FINDING_SCHEMA
+from protopnet.audit.patch_table import NEAREST_SCHEMA
 from protopnet.model.bundle import load_bundle
 
 

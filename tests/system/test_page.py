@@ -13,7 +13,7 @@ from browsing import assert_adds_up, chromium, rows, watched
 from PIL import ExifTags, Image
 from serving import CLASSES, Client, LocalServe, photo
 
-from protopnet.explain.report import readable_names
+from protopnet.words import readable_names
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install playwright)")
 

@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from protopnet.audit.audit import audit_bundle
+from protopnet.audit.audit_pages import AuditPages, class_path
+from protopnet.audit.close_pairs import NEIGHBOURS, close_pairs
+from protopnet.audit.findings import AuditSettings, Finding
+from protopnet.audit.judgement import Audit, audit
+from protopnet.audit.patch_table import NEAREST_SCHEMA, most_active, nearest_table, share_on_object
+from protopnet.audit.remedies import remedies
+from protopnet.audit.usage import Use, use_of_batch
 from protopnet.config import ModelSettings
 from protopnet.errors import UserError
-from protopnet.explain.audit import Audit, audit
-from protopnet.explain.audit_page import AuditPages, class_path
-from protopnet.explain.findings import AuditSettings, Finding
-from protopnet.explain.pairs import NEIGHBOURS, close_pairs
-from protopnet.explain.patch_table import NEAREST_SCHEMA, most_active, nearest_table, share_on_object
-from protopnet.explain.remedies import remedies
-from protopnet.explain.use import Use, use_of_batch
 from protopnet.model.bundle import PROTOTYPE_SCHEMA, Bundle
 from protopnet.model.network import Output, build_network
-from protopnet.training.audit_pass import audit_bundle
 
 CLASSES = ["001.Black_Gull", "002.White_Gull"]
 CLASS_P = np.array([0, 0, 1, 1])

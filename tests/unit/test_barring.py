@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protopnet.audit.barred_patches import Barred, Bars, barred_before, parse_barred, patches_on
 from protopnet.errors import UserError
-from protopnet.explain.barring import Barred, Bars, barred_before, parse_barred, patches_on
-from protopnet.explain.boxes import cell_boxes, scale_boxes
-from protopnet.explain.nearest import local_nearest
+from protopnet.model.boxes import cell_boxes, scale_boxes
+from protopnet.passes.candidates import local_nearest
 
 
 def row(image_id: int, uri: str, split: str = "train", **more: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from protopnet.explain.boxes import (
+from protopnet.model.boxes import (
     activation_boxes,
     cell_boxes,
     high_boxes,

@@ -13,7 +13,7 @@ from PIL import Image
 from protopnet import imaging
 from protopnet.config import ModelSettings
 from protopnet.errors import UserError
-from protopnet.explain.evidence import Explanation
+from protopnet.evidence.explanation import Explanation
 from protopnet.model.bundle import PROTOTYPE_SCHEMA, Bundle, load_bundle, save_bundle
 from protopnet.model.network import Baseline, build_network, set_phase
 from protopnet.predictor import Predictor

@@ -13,9 +13,9 @@ from made_evidence import CLASSES, PEAK, Sources, album, evidence, explanation, 
 from PIL import Image
 
 from protopnet.errors import UserError
-from protopnet.explain import pictures
-from protopnet.explain.figures import Album, class_figure, page
-from protopnet.explain.words import find_class, readable_names, shown_points
+from protopnet.evidence.figures import Album, class_figure, page, shown_points
+from protopnet.pages import pictures
+from protopnet.words import find_class, readable_names
 
 
 def test_heat_is_where_the_map_is_and_see_through_elsewhere():

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from protopnet.config import TrainSettings
-from protopnet.explain.boxes import activation_boxes, upsample
 from protopnet.model.backbones import BACKBONES, Backbone, build_backbone
+from protopnet.model.boxes import activation_boxes, upsample
 from protopnet.model.losses import Objective, off_class_l1, prototype_terms
 from protopnet.model.prototypes import distance_maps, min_distances, similarity
 from protopnet.model.receptive_field import receptive_field

@@ -16,8 +16,8 @@ from protopnet.config import BirdSettings, DataSettings
 from protopnet.datasets.open import open_dataset
 from protopnet.datasets.rows import Dataset
 from protopnet.model.bundle import load_bundle
+from protopnet.passes.describe import THUMBNAIL_SIDE, DescribeTask
 from protopnet.predictor import Predictor
-from protopnet.training.describe import THUMBNAIL_SIDE, DescribeTask
 from protopnet.training.examples import explained_examples
 
 SIDE = 7_100

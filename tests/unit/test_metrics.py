@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from protopnet.training.metrics import classification_metrics
+from protopnet.quality.classification import classification_metrics
 
 CLASSES = ["ant", "bee", "cat"]
 

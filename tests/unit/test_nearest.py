@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from protopnet.explain.boxes import activation_boxes, receptive_field_boxes
-from protopnet.explain.nearest import CANDIDATE_SCHEMA, Reducer, local_nearest, merge_nearest, rank_of_image, rounding
+from protopnet.model.boxes import activation_boxes, receptive_field_boxes
 from protopnet.model.prototypes import distance_maps, similarity
 from protopnet.model.receptive_field import ReceptiveField
-from protopnet.training.push import choose
+from protopnet.passes.candidates import CANDIDATE_SCHEMA, Reducer, local_nearest, merge_nearest, rank_of_image, rounding
+from protopnet.passes.push import choose
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 META = json.loads((GOLDEN / "meta.json").read_text())

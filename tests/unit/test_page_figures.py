@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from browsing import chromium, number
 
-from protopnet.explain.report import readable_names
+from protopnet.words import readable_names
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install playwright)")
 
-PAGE = Path(__file__).parents[2] / "serve/page"
+PAGE = Path(__file__).parents[2] / "protopnet/serving/page"
 
 
 @pytest.fixture(scope="module")

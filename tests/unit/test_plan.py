@@ -13,7 +13,8 @@ from protopnet.datasets.open import open_dataset
 from protopnet.errors import UserError
 from protopnet.memory import Memory, pass_memory, training_memory
 from protopnet.model.network import build_network
-from protopnet.plan import plan_passes, plan_training
+from protopnet.plan import plan_passes
+from protopnet.training.forecast import plan_run
 
 GPUS = Cluster((Node(0), Node(8, 1, frozenset({"on_demand"}))), (Group(Node(8, 1, frozenset({"on_demand"})), 8),))
 
@@ -26,7 +27,7 @@ def settings_of(**sections: object) -> RunSettings:
 
 
 def shown(settings: RunSettings, cluster: Cluster, rate: float | None = None) -> dict[str, str]:
-    return {name.strip(): f"{value} {note}" for name, value, note in plan_training(settings, cluster, rate).lines}
+    return {name.strip(): f"{value} {note}" for name, value, note in plan_run(settings, cluster, rate).lines}
 
 
 class TestTraining:
@@ -57,14 +58,14 @@ class TestTraining:
 
     def test_it_refuses_what_the_job_would_refuse(self) -> None:
         with pytest.raises(UserError, match="model.prototypes 61"):
-            plan_training(settings_of(model=SMALL | {"prototypes": 61}), GPUS)
+            plan_run(settings_of(model=SMALL | {"prototypes": 61}), GPUS)
         with pytest.raises(UserError, match="compute.workers is 9"):
-            plan_training(settings_of(compute={"workers": 9}), GPUS)
+            plan_run(settings_of(compute={"workers": 9}), GPUS)
         with pytest.raises(UserError, match=r"train.batch_size is 12 for 8 workers.* at least 16, or .* at most 6"):
-            plan_training(settings_of(compute={"workers": 8}, train={"batch_size": 12}), GPUS)
+            plan_run(settings_of(compute={"workers": 8}, train={"batch_size": 12}), GPUS)
 
     def test_it_reads_as_a_table(self) -> None:
-        lines = str(plan_training(settings_of(), GPUS)).splitlines()
+        lines = str(plan_run(settings_of(), GPUS)).splitlines()
         assert lines[0] == "quickstart: what it would use"
         assert all(line.startswith("  ") and line == line.rstrip() for line in lines[1:])
 

@@ -10,10 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from protopnet.config import ModelSettings
-from protopnet.errors import UserError
-from protopnet.explain.nearest import CANDIDATE_SCHEMA, local_nearest
-from protopnet.explain.pruning import (
+from protopnet.audit.draft import (
     Draft,
     Merge,
     check_removal,
@@ -22,8 +19,11 @@ from protopnet.explain.pruning import (
     prune_by_neighbours,
     with_prototypes,
 )
+from protopnet.audit.rewrite import places_table, union
+from protopnet.config import ModelSettings
+from protopnet.errors import UserError
 from protopnet.model.network import ProtoPNet, build_network
-from protopnet.training.rewrite import places_table, union
+from protopnet.passes.candidates import CANDIDATE_SCHEMA, local_nearest
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 MODEL = ModelSettings(backbone="squeezenet1_0", image_size=64, prototype_depth=4, prototypes=6)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from protopnet.config import ModelSettings
 from protopnet.errors import UserError
-from protopnet.explain.nearest import CANDIDATE_SCHEMA, merge_nearest, rounding
 from protopnet.model.network import ProtoPNet, build_network
-from protopnet.training.nearest_pass import doubtful_images, exact_candidates
-from protopnet.training.push import (
+from protopnet.passes.candidates import CANDIDATE_SCHEMA, merge_nearest, rounding
+from protopnet.passes.nearest_patches import doubtful_images, exact_candidates
+from protopnet.passes.push import (
     PushResult,
     _check_all_found,
     apply_push,

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 
 from protopnet.config import BirdSettings, ModelSettings
 from protopnet.datasets.birds import PART_ID, bird_kinds, bird_row, redraw
-from protopnet.explain.boxes import upsample
-from protopnet.explain.observe import Observer
-from protopnet.explain.perturb import area_under, deletion_and_insertion, with_noise
-from protopnet.explain.places import BOX, PATCH, PartPoint, covered, middles, parts_near, peaks, without_sides
-from protopnet.explain.quality import Observation, curve_quality, drawn, part_quality, sparsity
-from protopnet.explain.quality_table import METRICS, quality_table, quality_text
-from protopnet.explain.truth import Birds, parts_under, prototypes_on_birds
+from protopnet.model.boxes import upsample
 from protopnet.model.bundle import Bundle, BundleInfo, Preprocessing
 from protopnet.model.network import ProtoPNet, build_network
 from protopnet.model.prototypes import Kind
 from protopnet.predictor import Predictor
+from protopnet.quality.generated_birds import Birds, parts_under, prototypes_on_birds
+from protopnet.quality.key_points import BOX, PATCH, PartPoint, covered, middles, parts_near, peaks, without_sides
+from protopnet.quality.metrics import Observation, curve_quality, drawn, part_quality, sparsity
+from protopnet.quality.observer import Observer
+from protopnet.quality.perturbations import area_under, deletion_and_insertion, with_noise
+from protopnet.quality.table import METRICS, quality_table, quality_text
 
 NOWHERE = (np.nan, np.nan)
 HEAD, TAIL = PartPoint("head", 0.2, 0.2), PartPoint("tail", 0.8, 0.8)

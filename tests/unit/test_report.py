@@ -12,13 +12,13 @@ from made_evidence import album, explanation, half_and_half
 from PIL import Image
 
 from protopnet.config import RunSettings
-from protopnet.explain import charts
-from protopnet.explain.figures import explained_image
-from protopnet.explain.quality_table import quality_table
-from protopnet.explain.report import RunReport, StageReport, write_report
-from protopnet.explain.words import duration, flatten, readable_names
+from protopnet.evidence.figures import explained_image
 from protopnet.model.bundle import PROTOTYPE_SCHEMA
+from protopnet.pages import charts
+from protopnet.quality.table import quality_table
 from protopnet.training.examples import choose_examples
+from protopnet.training.report import RunReport, StageReport, write_report
+from protopnet.words import duration, flatten, readable_names
 
 TERMS = ("total", "cross_entropy", "cluster", "separation", "l1", "accuracy", "validation_accuracy")
 

@@ -10,12 +10,12 @@ from ray.serve.schema import ServeDeploySchema
 from serving import SIZE, photo
 
 from protopnet.errors import UserError
-from serve.app import build
-from serve.ingress import read_tokens
-from serve.metrics import merged
-from serve.refusals import CODES, Refusal
-from serve.settings import AppSettings
-from serve.uploads import Upload, decode
+from protopnet.serving.app import build
+from protopnet.serving.ingress import read_tokens
+from protopnet.serving.metrics import merged
+from protopnet.serving.refusals import CODES, Refusal
+from protopnet.serving.settings import AppSettings
+from protopnet.serving.uploads import Upload, decode
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.courier import Courier
-from serve.members import Seen
-from serve.refusals import Refusal
+from protopnet.serving.courier import Courier
+from protopnet.serving.members import Seen
+from protopnet.serving.refusals import Refusal
 
 
 def image(number):

@@ -12,9 +12,9 @@ from serving import SIZE, make_bundle, photo, pixels
 from protopnet import imaging, storage
 from protopnet.errors import UserError
 from protopnet.predictor import Predictor
-from serve.app import references
-from serve.members import KEPT, BrokenMember, BundleRef, Member, Question, in_parts
-from serve.settings import MemberSettings
+from protopnet.serving.app import references
+from protopnet.serving.members import KEPT, BrokenMember, BundleRef, Member, Question, in_parts
+from protopnet.serving.settings import MemberSettings
 
 ENCODED = [photo(seed) for seed in range(6)]
 PIXELS = [imaging.load(data, SIZE) for data in ENCODED]

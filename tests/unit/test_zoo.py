@@ -10,7 +10,7 @@ from protopnet.model import zoo
 
 CODE = """
 import importlib, sys, torch
-import protopnet.training.push, protopnet.scoring.actor, serve.members
+import protopnet.passes.push, protopnet.scoring.actor, protopnet.serving.members
 from protopnet.config import ModelSettings
 from protopnet.model.network import build_network
 

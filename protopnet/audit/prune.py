@@ -1,0 +1,240 @@
+"""Correcting a trained bundle without training it again: `jobs/prune.py`.
+
+The steps, in this order, each on what the one before left (names of prototypes are always those of the given bundle):
+
+    remove    prototypes named by the user go
+    merge     prototypes that repeat one of their class go, their connections are added to its own
+    forbid    prototypes on barred patches are projected again, each onto its nearest patch that is allowed
+    rule      the authors' pruning
+    last layer  the class connections are solved again, on similarities computed once
+
+The rules themselves are in `audit/draft.py` and `audit/barred_patches.py`; here is what needs passes over the images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from protopnet.cli import Repeated
+from protopnet.config import ModelSettings, Section
+from protopnet.datasets.rows import Dataset
+from protopnet.datasets.trained import TrainedWith
+from protopnet.errors import UserError
+from protopnet.audit.barred_patches import Barred, Bars, barred_before, parse_barred
+from protopnet.audit.draft import (
+    Draft,
+    Place,
+    check_removal,
+    find_repeats,
+    merged_connections,
+    prune_by_neighbours,
+)
+from protopnet.words import counted, first_few
+from protopnet.model.network import ProtoPNet
+from protopnet.passes.describe import REENCODE_TOLERANCE
+from protopnet.passes.nearest_patches import nearest_patches
+from protopnet.passes.image_pass import PassOptions
+from protopnet.progress import Reporter, Stopwatch
+from protopnet.passes.push import push
+
+_SHOWN = 20  # prototypes that a line names; all of them are in the record
+
+
+class Corrections(Section):
+    """What to do to a bundle."""
+
+    remove: list[int] = Field([], description="prototypes to drop, by their numbers")
+    merge: bool = Field(
+        False, description="merge prototypes of a class that are the same patch or (nearly) the same vector"
+    )
+    merge_tolerance: float = Field(
+        REENCODE_TOLERANCE, ge=0, description="squared distance up to which two vectors are the same"
+    )
+    forbid: Annotated[list[str], Repeated("IMAGE:BOX")] = Field(
+        [],
+        description="bar what lies on a box of a training image, and move the prototypes there to their next nearest "
+        "patches; IMAGE: uri, the end of it, or image_id; BOX: top,left,bottom,right in pixels of the image, or all; "
+        "may be given several times",
+    )
+    rule: bool = Field(False, description="the authors' pruning: drop prototypes with few neighbours of their class")
+    k: int = Field(6, ge=1, description="nearest training images that the rule looks at, one patch an image")
+    threshold: int = Field(3, ge=0, description="how many of them must be of the prototype's class")
+
+    def nothing(self) -> bool:
+        return not (self.remove or self.merge or self.forbid or self.rule)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did: as a record for the bundle's history, and in words."""
+
+    name: str
+    record: dict[str, Any]
+    says: str
+
+
+@dataclass(frozen=True)
+class Correction:
+    """The corrected prototypes and how they came about."""
+
+    draft: Draft
+    steps: list[Step]
+
+
+@dataclass
+class Corrector:
+    """A bundle's network, its training data, and the passes that its correction needs.
+
+    history: of the bundle, as in its provenance. start: the prototypes as they are in the bundle.
+    """
+
+    network: ProtoPNet
+    start: Draft
+    dataset: Dataset
+    trained: TrainedWith
+    model: ModelSettings
+    corrections: Corrections
+    history: Sequence[dict[str, Any]] = field(default_factory=list)
+
+    def check(self) -> None:
+        """`UserError` for corrections that can't be made; before anything that takes time."""
+        if self.corrections.threshold > self.corrections.k:
+            raise UserError(
+                f"threshold {self.corrections.threshold} is more than the k = {self.corrections.k} neighbours that the "
+                "rule looks at: it would drop every prototype; lower --threshold"
+            )
+        check_removal(self.corrections.remove, self.start.prototype_class_P, self.dataset.classes)
+        self._check_patches_are_left(self._removed(self.start))
+
+    def run(self, options: PassOptions, reporter: Reporter) -> Correction:
+        """All steps but the last layer. Errors: `UserError`, as `check`."""
+        asked = self.corrections
+        steps = {
+            "remove": (asked.remove, self._remove),
+            "merge": (asked.merge, self._merge),
+            "forbid": (asked.forbid, self._forbid),
+            "rule": (asked.rule, self._rule),
+        }
+        draft, done = self.start, []
+        for name, (wanted, step) in steps.items():
+            if wanted:
+                watch = Stopwatch()
+                reporter.begin(name, 0)
+                draft, record, says = step(draft, options)
+                done.append(Step(name, {"step": name, **record}, says))
+                reporter.end(name, watch.seconds, says)
+        return Correction(draft, done)
+
+    # The steps: a draft in, the next draft out, with a record and words.
+
+    def _remove(self, draft: Draft, options: PassOptions) -> tuple[Draft, dict[str, Any], str]:
+        removed = sorted(set(self.corrections.remove))
+        return (
+            self._removed(draft),
+            {"removed": removed},
+            f"{counted(len(removed), 'prototype')} removed: {first_few(removed, _SHOWN)}",
+        )
+
+    def _removed(self, draft: Draft) -> Draft:
+        return draft.without(self.corrections.remove)
+
+    def _merge(self, draft: Draft, options: PassOptions) -> tuple[Draft, dict[str, Any], str]:
+        tolerance = self.corrections.merge_tolerance
+        merges = find_repeats(draft.prototypes_PDhw, draft.prototype_class_P, draft.places, tolerance)
+        merged = replace(draft, connections_KP=merged_connections(draft.connections_KP, merges))
+        pairs = [(draft.named([merge.kept])[0], draft.named(merge.repeats)) for merge in merges]
+        record = {"tolerance": tolerance, "merged": [{"kept": kept, "repeats": others} for kept, others in pairs]}
+        repeats = [p for merge in merges for p in merge.repeats]
+        into = "; ".join(f"{first_few(others, _SHOWN)} into {kept}" for kept, others in pairs[:_SHOWN])
+        more = " …" if len(pairs) > _SHOWN else ""
+        says = (
+            f"{counted(len(repeats), 'prototype')} merged: {into}{more}" if merges else "no prototype repeats another"
+        )
+        return merged.without(repeats), record, says
+
+    def _forbid(self, draft: Draft, options: PassOptions) -> tuple[Draft, dict[str, Any], str]:
+        moving = self._bars.holding(draft.places)
+        record: dict[str, Any] = {"barred": [each.record() for each in self._asked], "moved": []}
+        if not moving:
+            return draft, record, "no prototype is on a barred patch"
+        rows = self.dataset.split("train")
+        result = push(
+            draft.only(moving).network(self.network, self.model),
+            rows.filter(pc.is_in(rows["label"], value_set=pa.array(draft.labels(moving), pa.int32()))),
+            size=self.model.image_size,
+            distinct=self.trained.push.distinct,
+            options=options,
+            barred=self._bars.with_places(self._taken(draft, moving)).masks,
+        )
+        moved = draft.moved(moving, result.vectors_Pd, result.chosen)
+        uris = dict(zip(rows["image_id"].to_pylist(), rows["uri"].to_pylist(), strict=True))
+        for p, distance in zip(moving, result.chosen["distance"].to_pylist(), strict=True):
+            places = {key: _place(each.places[p], uris) for key, each in (("from", draft), ("to", moved))}
+            record["moved"].append({"prototype": draft.named([p])[0], **places, "distance": distance})
+        return (
+            moved,
+            record,
+            f"{counted(len(moving), 'prototype')} moved to other patches: {first_few(draft.named(moving), _SHOWN)}",
+        )
+
+    def _rule(self, draft: Draft, options: PassOptions) -> tuple[Draft, dict[str, Any], str]:
+        k, threshold = self.corrections.k, self.corrections.threshold
+        network = draft.network(self.network, self.model)
+        rows = self.dataset.split("train")
+        nearest = nearest_patches(network, rows, size=self.model.image_size, k=k, options=options)
+        verdict = prune_by_neighbours(nearest, draft.prototype_class_P, threshold)
+        removed, spared = draft.named(verdict.removed), draft.named(verdict.spared)
+        counts = {str(number): int(own) for number, own in zip(draft.numbers_P, verdict.own_P, strict=True)}
+        record = {"k": k, "threshold": threshold, "own_neighbours": counts, "removed": removed, "spared": spared}
+        says = f"{counted(len(removed), 'prototype')} removed{': ' if removed else ''}{first_few(removed, _SHOWN)}"
+        if spared:
+            names = [repr(self.dataset.classes[label]) for label in draft.prototype_class_P[verdict.spared]]
+            says += f"; {first_few(spared, _SHOWN)} kept though under the rule, as the best of {', '.join(names)}"
+        return draft.without(verdict.removed), record, says
+
+    # What is barred.
+
+    @cached_property
+    def _asked(self) -> list[Barred]:
+        return [parse_barred(text, self.dataset.table) for text in self.corrections.forbid]
+
+    @cached_property
+    def _bars(self) -> Bars:
+        _, rows, columns = self.network.backbone.map_shape(self.model.image_size)
+        barred = [*barred_before(self.history), *self._asked]
+        return Bars.of(barred, self.dataset.split("train"), (rows, columns), self.model.prototype_shape)
+
+    def _free(self, label: int) -> int:
+        """How many patches of the class's training images aren't barred."""
+        rows = self.dataset.split("train")
+        return self._bars.free(rows.filter(pc.equal(rows["label"], label))["image_id"].to_pylist())
+
+    def _check_patches_are_left(self, draft: Draft) -> None:
+        for label in draft.labels(self._bars.holding(draft.places)):
+            if not self._free(label):
+                raise UserError(
+                    f"--forbid bars every patch of class {self.dataset.classes[label]!r}: its prototypes would have "
+                    "nowhere to go; leave part of a training image free"
+                )
+
+    def _taken(self, draft: Draft, moving: Sequence[int]) -> list[Place]:
+        """Patches of prototypes that stay: closed to the others of a class unless it has too few to go round."""
+        if not self.trained.push.distinct:
+            return []
+        taken = []
+        for label in draft.labels(moving):
+            members = np.flatnonzero(draft.prototype_class_P == label).tolist()
+            if self._free(label) >= len(members):
+                taken += [draft.places[p] for p in members if p not in moving]
+        return taken
+
+
+def _place(place: Place, uris: dict[int, str]) -> dict[str, Any]:
+    image_id, row, column = place
+    return {"image_id": image_id, "uri": uris[image_id], "row": row, "column": column}

@@ -1,0 +1,272 @@
+"""Why a class got its points: the evidence for an image, typed and ready for JSON.
+
+    logit of a class = points of the prototypes listed + points of the remaining ones
+    points           = similarity of the prototype to the image x its connection to the class
+
+Knows no Ray and no pixels: an `Explainer` turns what the members of an ensemble saw of a batch into explanations, with
+what their bundles record of each prototype. Boxes are (top, left, bottom, right), half-open, in pixels of the image as
+uploaded, after any EXIF turn.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from protopnet.errors import UserError
+from protopnet.evidence.ranking import Head, Order, Ranking, View, rank
+from protopnet.model.bundle import Bundle
+from protopnet.model.network import ProtoPNet
+
+Box = tuple[int, int, int, int]
+
+# Of `prototypes.parquet`, what an explanation repeats of each prototype.
+_SOURCE_COLUMNS = ["image_id", "uri", "sha256", "width", "height", "box", "row", "column", "self_similarity"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True)
+
+
+class Source(_Record):
+    """The training image a prototype is a patch of."""
+
+    image_id: int
+    uri: str
+    sha256: str = Field(description="of the encoded image")
+    width: int
+    height: int
+    box: Box = Field(description="top, left, bottom, right of the prototype in pixels of the training image")
+    row: int = Field(description="of the patch on the latent map")
+    column: int
+    self_similarity: float = Field(description="similarity of the prototype to its own patch: the most there can be")
+    thumbnail: Base64Bytes | None = Field(None, description="JPEG of the training image, where asked for")
+
+
+class Evidence(_Record):
+    """One prototype: how similar the image is to it, where, and how many points that gives a class."""
+
+    member: int = Field(description="of the ensemble, from 0")
+    prototype: int = Field(description="its number in that member's bundle")
+    class_: int = Field(alias="class", description="class the prototype belongs to")
+    class_name: str
+    similarity: float
+    connection: float = Field(description="class connection: last-layer weight from the prototype to the class")
+    points: float = Field(description="similarity x connection")
+    box: Box = Field(description="top, left, bottom, right in pixels of the image as uploaded")
+    row: int = Field(description="of the most similar patch on the latent map")
+    column: int
+    activation_map: list[list[float]] | None = Field(
+        None, description="similarity of every patch, row by row over the whole image, where asked for"
+    )
+    source: Source | None = Field(description="where the prototype comes from; null where the bundle doesn't record it")
+
+
+class Remainder(_Record):
+    """All prototypes that aren't listed, together."""
+
+    prototypes: int
+    points: float
+
+
+class ClassEvidence(_Record):
+    """What a class got and from which prototypes. Listed points and remainder add up to the logit."""
+
+    class_: int = Field(alias="class")
+    class_name: str
+    probability: float
+    logit: float
+    own_points: float = Field(description="points from the class's own prototypes, listed or not")
+    evidence: list[Evidence] = Field(description="most points first")
+    remainder: Remainder
+
+
+class Explanation(_Record):
+    """One image: the classes with the highest logits, then those that were asked for."""
+
+    width: int = Field(description="of the image as uploaded, in pixels")
+    height: int
+    members: int = Field(description="size of the ensemble; its logits are added up")
+    classes: list[ClassEvidence]
+    most_similar: list[Evidence] = Field(
+        [], description="prototypes most similar to the image, of whatever class, with their points for the first class"
+    )
+
+    @property
+    def top(self) -> ClassEvidence:
+        """The predicted class."""
+        return self.classes[0]
+
+
+class Explainer:
+    """The heads of an ensemble's members, and where their prototypes come from.
+
+    `UserError` for a black-box baseline, which has no prototypes to explain with.
+    """
+
+    def __init__(self, bundles: Sequence[Bundle]):
+        self.heads = [Head.of(explaining(bundle)) for bundle in bundles]
+        self.classes = list(bundles[0].classes)
+        self.size = bundles[0].info.preprocessing.size
+        self._tables = [bundle.prototypes for bundle in bundles]
+
+    def rank(
+        self,
+        views: Sequence[View],
+        sizes_B2: np.ndarray,
+        image_R: np.ndarray,
+        class_R: np.ndarray,
+        *,
+        prototypes: int,
+        by: Order = "points",
+    ) -> Ranking:
+        """Evidence as arrays, for bulk work: see `protopnet.evidence.ranking.rank`."""
+        return rank(views, self.heads, image_R, class_R, sizes_B2, listed=prototypes, image_size=self.size, by=by)
+
+    def explain(
+        self,
+        views: Sequence[View],
+        sizes: Sequence[tuple[int, int]],
+        *,
+        top_classes: int = 3,
+        top_prototypes: int = 5,
+        asked: Sequence[Sequence[int]] | None = None,
+        most_similar: int = 0,
+        maps: bool = False,
+        thumbnails: bool = False,
+    ) -> list[Explanation]:
+        """One explanation an image.
+
+        sizes: width and height of each image as uploaded. asked: for each image the labels of classes to explain
+        beside the top ones ("why not a cardinal?"). most_similar: how many prototypes to list by similarity alone.
+        maps, thumbnails: add activation maps, and the training images as JPEG.
+        """
+        logits_BK = sum(view.logits_BK for view in views)
+        assert isinstance(logits_BK, Tensor)
+        wanted = wanted_classes(logits_BK, top_classes, asked)
+        image_R = np.repeat(np.arange(len(wanted)), [len(labels) for labels in wanted])
+        class_R = np.concatenate([np.asarray(labels, dtype=np.int64) for labels in wanted])
+        sizes_B2 = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
+        ranking = self.rank(views, sizes_B2, image_R, class_R, prototypes=top_prototypes)
+        classes_R = self._classes(ranking, logits_BK, maps, thumbnails)
+        similar_B: list[list[Evidence]] = [[] for _ in wanted]
+        if most_similar:
+            first_B = np.array([labels[0] for labels in wanted])
+            by_image = np.arange(len(wanted))
+            seen = self.rank(views, sizes_B2, by_image, first_B, prototypes=most_similar, by="similarity")
+            similar_B = [self._listed(seen, b, maps, thumbnails) for b in range(len(wanted))]
+        edges = np.searchsorted(image_R, np.arange(len(wanted) + 1))
+        return [
+            Explanation(
+                width=width,
+                height=height,
+                members=len(views),
+                classes=classes_R[start:end],
+                most_similar=similar,
+            )
+            for (width, height), start, end, similar in zip(
+                sizes_B2.tolist(), edges[:-1], edges[1:], similar_B, strict=True
+            )
+        ]
+
+    def source(self, member: int, prototype: int, *, thumbnail: bool = False) -> Source | None:
+        """Where a prototype comes from; None where its bundle doesn't record it."""
+        rows = self._sources[member]
+        if rows is None:
+            return None
+        if not thumbnail:
+            return rows[prototype]
+        return rows[prototype].model_copy(update={"thumbnail": self.thumbnail(member, prototype)})
+
+    def thumbnail(self, member: int, prototype: int) -> bytes | None:
+        """JPEG of the training image a prototype comes from; None where its bundle has none."""
+        table = self._tables[member]
+        return None if table is None else table["thumbnail"][prototype].as_py()
+
+    def self_activation(self, member: int, prototype: int) -> list[list[float]] | None:
+        """Similarities of a prototype to the patches of the image it comes from, row by row."""
+        table = self._tables[member]
+        return None if table is None else table["activation_map"][prototype].as_py()
+
+    @cached_property
+    def _sources(self) -> list[list[Source] | None]:
+        return [None if table is None else _sources(table) for table in self._tables]
+
+    def _classes(self, ranking: Ranking, logits_BK: Tensor, maps: bool, thumbnails: bool) -> list[ClassEvidence]:
+        probabilities_BK = logits_BK.softmax(1).cpu().numpy()
+        logits = logits_BK.cpu().numpy()
+        count = sum(len(head.prototype_class_P) for head in self.heads)
+        entries = []
+        for r, (image, label) in enumerate(zip(ranking.image_R, ranking.class_R.tolist(), strict=True)):
+            listed = self._listed(ranking, r, maps, thumbnails)
+            remaining = ranking.total_R[r] - ranking.points_RN[r].astype(np.float64).sum()
+            entries.append(
+                ClassEvidence(
+                    class_=label,
+                    class_name=self.classes[label],
+                    probability=float(probabilities_BK[image, label]),
+                    logit=float(logits[image, label]),
+                    own_points=float(ranking.own_R[r]),
+                    evidence=listed,
+                    remainder=Remainder(prototypes=count - len(listed), points=float(remaining)),
+                )
+            )
+        return entries
+
+    def _listed(self, ranking: Ranking, r: int, maps: bool, thumbnails: bool) -> list[Evidence]:
+        """The prototypes of row r of a ranking, with what their bundles record of them."""
+        members, prototypes = ranking.member_RN[r].tolist(), ranking.prototype_RN[r].tolist()
+        labels = [int(self.heads[m].prototype_class_P[p]) for m, p in zip(members, prototypes, strict=True)]
+        return [
+            Evidence(
+                member=member,
+                prototype=prototype,
+                class_=label,
+                class_name=self.classes[label],
+                similarity=similarity,
+                connection=connection,
+                points=points,
+                box=tuple(box),
+                row=row,
+                column=column,
+                activation_map=ranking.maps[pair].tolist() if maps else None,
+                source=self.source(member, prototype, thumbnail=thumbnails),
+            )
+            for member, prototype, label, similarity, connection, points, box, row, column, pair in zip(
+                members,
+                prototypes,
+                labels,
+                ranking.similarity_RN[r].tolist(),
+                ranking.connection_RN[r].tolist(),
+                ranking.points_RN[r].tolist(),
+                ranking.box_RN4[r].tolist(),
+                ranking.row_RN[r].tolist(),
+                ranking.column_RN[r].tolist(),
+                ranking.pair_RN[r].tolist(),
+                strict=True,
+            )
+        ]
+
+
+def explaining(bundle: Bundle) -> ProtoPNet:
+    """The network of a bundle that has prototypes; `UserError` for a black-box baseline."""
+    if not isinstance(bundle.network, ProtoPNet):
+        raise UserError(
+            "a black-box baseline can't explain: give a bundle with prototypes (trained with model.kind protopnet)"
+        )
+    return bundle.network
+
+
+def wanted_classes(logits_BK: Tensor, top_classes: int, asked: Sequence[Sequence[int]] | None) -> list[list[int]]:
+    """Labels to explain for each image: the top ones, then those asked for that aren't among them."""
+    # Stable: of equal logits the first class is the prediction, as with argmax.
+    top_BC = logits_BK.sort(dim=1, descending=True, stable=True).indices[:, :top_classes].cpu().tolist()
+    asked = asked or [()] * len(top_BC)
+    return [list(dict.fromkeys([*top, *more])) for top, more in zip(top_BC, asked, strict=True)]
+
+
+def _sources(table: pa.Table) -> list[Source]:
+    return [Source(**row) for row in table.select(_SOURCE_COLUMNS).to_pylist()]

@@ -1,0 +1,1 @@
+"""For people: pieces of pictures, charts, and templates filled in."""

@@ -1,0 +1,100 @@
+"""From what the members saw to what the client is told."""
+
+from collections.abc import Sequence
+
+from protopnet.evidence.explanation import Explanation, wanted_classes
+from protopnet.pages.pictures import heat_png
+from protopnet.predictor import Scores
+from protopnet.serving.ensemble import Ensemble
+from protopnet.serving.members import Seen
+from protopnet.serving.schemas import ClassScore, ExplainedImage, ExplainOptions, PredictedImage, PredictOptions
+from protopnet.serving.uploads import Picture
+
+
+def predicted(
+    classes: Sequence[str],
+    pictures: Sequence[Picture],
+    scores: Scores,
+    options: PredictOptions,
+    asked: Sequence[int],
+    abstain_below: float | None,
+) -> list[PredictedImage]:
+    """The top classes of each image, then those asked for."""
+    logits_BK, probabilities_BK = scores.logits_BK.tolist(), scores.probabilities_BK.tolist()
+    wanted = wanted_classes(scores.logits_BK, options.top_classes, [asked] * len(pictures))
+    return [
+        PredictedImage(
+            file=picture.file,
+            width=picture.width,
+            height=picture.height,
+            abstained=_abstained(max(probabilities), abstain_below),
+            classes=[
+                ClassScore(
+                    class_=label,
+                    class_name=classes[label],
+                    probability=probabilities[label],
+                    logit=logits[label],
+                )
+                for label in labels
+            ],
+        )
+        for picture, logits, probabilities, labels in zip(pictures, logits_BK, probabilities_BK, wanted, strict=True)
+    ]
+
+
+def explained(
+    ensemble: Ensemble,
+    pictures: Sequence[Picture],
+    seen_MB: Sequence[Sequence[Seen]],
+    options: ExplainOptions,
+    asked: Sequence[int],
+    abstain_below: float | None,
+) -> list[ExplainedImage]:
+    """The same with evidence. Takes milliseconds of one core: not for the event loop."""
+    assert ensemble.explainer is not None
+    explanations = ensemble.explainer.explain(
+        ensemble.views(seen_MB),
+        [(picture.width, picture.height) for picture in pictures],
+        top_classes=options.top_classes,
+        top_prototypes=options.top_prototypes,
+        asked=[asked] * len(pictures),
+        maps=options.maps != "none",
+    )
+    found = []
+    for picture, explanation in zip(pictures, explanations, strict=True):
+        heat_maps = _heat_maps(explanation) if options.maps == "png" else {}
+        if options.maps == "png":
+            explanation = _without_values(explanation)
+        found.append(
+            ExplainedImage.model_construct(  # checked already, and the PNGs aren't in base64 yet
+                **dict(explanation),
+                file=picture.file,
+                abstained=_abstained(explanation.top.probability, abstain_below),
+                heat_maps=heat_maps,
+            )
+        )
+    return found
+
+
+def _abstained(probability: float, below: float | None) -> bool:
+    return below is not None and probability < below
+
+
+def _heat_maps(explanation: Explanation) -> dict[str, bytes]:
+    """A PNG for each prototype listed: the same one may stand under several classes."""
+    maps = {
+        f"{evidence.member}/{evidence.prototype}": evidence.activation_map
+        for entry in explanation.classes
+        for evidence in entry.evidence
+    }
+    return {name: heat_png(map_HW) for name, map_HW in maps.items() if map_HW is not None}
+
+
+def _without_values(explanation: Explanation) -> Explanation:
+    classes = [
+        entry.model_copy(
+            update={"evidence": [item.model_copy(update={"activation_map": None}) for item in entry.evidence]}
+        )
+        for entry in explanation.classes
+    ]
+    return explanation.model_copy(update={"classes": classes})

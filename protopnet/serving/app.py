@@ -1,0 +1,101 @@
+"""The application: one deployment for HTTP, and one for each member of the ensemble.
+
+serve run serve/config.yaml
+serve run serve.app:build bundles=runs/a/bundle,runs/b/bundle
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+
+from protopnet import storage
+from protopnet.machine import usable_cpus
+from protopnet.model.bundle import read_info
+from protopnet.predictor import check_one_task
+from protopnet.serving.ingress import Ingress, read_tokens
+from protopnet.serving.members import BundleRef, Member
+from protopnet.serving.settings import AppSettings, IngressSettings, MemberSettings
+
+NAME = "protopnet"  # of the Serve application
+
+_HEALTH_TIMEOUT_S = 30
+_DRAINING_S = 1  # how often a replica that is told to stop looks whether it has answered all it has taken on
+# Beside the requests with images, which the ingress counts itself: those for pages and pictures, and those it refuses.
+_OTHER_REQUESTS = 200
+
+
+def build(args: AppSettings) -> Application:
+    """The Serve application of these settings. `UserError` where a bundle is none, or they don't go together."""
+    read_tokens(args.token_file)
+    if args.token_file is not None:  # replicas may work in another folder than this process
+        args = args.model_copy(update={"token_file": storage.located(args.token_file)})
+    bundles = references(args.bundles)
+    threads = args.member.threads or max(1, usable_cpus() // (len(bundles) * args.member.max_replicas))
+    member = serve.deployment(**_member_options(args))(Member)
+    members = [
+        member.options(name=f"member-{number}").bind(bundle, args.member, threads)
+        for number, bundle in enumerate(bundles)
+    ]
+    ingress = serve.deployment(**_ingress_options(args))(serve.ingress()(Ingress))
+    return ingress.options(name="ingress").bind(args, bundles, *members)
+
+
+def references(uris: Sequence[str]) -> list[BundleRef]:
+    """The bundles with their hashes, from the smallest of their files. Raises `UserError`."""
+    read = [read_info(uri) for uri in uris]
+    check_one_task([info for info, _ in read])
+    hashes = [hashlib.sha256(written).hexdigest() for _, written in read]
+    return [BundleRef(storage.located(uri), digest) for uri, digest in zip(uris, hashes, strict=True)]
+
+
+def _member_options(args: AppSettings) -> dict[str, Any]:
+    member = args.member
+    return {
+        # Calls, of one image or many: those of a batch in work, and of one that waits.
+        "max_ongoing_requests": 2 * member.max_batch,
+        "max_queued_requests": member.max_queue,
+        "ray_actor_options": {"num_cpus": member.cpus, "num_gpus": member.gpus},
+        **_replicas(member),
+        **_life(args),
+    }
+
+
+def _ingress_options(args: AppSettings) -> dict[str, Any]:
+    ongoing = args.ingress.max_requests + _OTHER_REQUESTS
+    return {
+        "max_ongoing_requests": ongoing,
+        "max_queued_requests": 4 * ongoing,
+        "backpressure_config": BackpressureConfig(retry_after_s=1),
+        "ray_actor_options": {"num_cpus": args.ingress.cpus},
+        **_replicas(args.ingress),
+        **_life(args),
+    }
+
+
+def _replicas(settings: MemberSettings | IngressSettings) -> dict[str, Any]:
+    if settings.min_replicas == settings.max_replicas:
+        return {"num_replicas": settings.min_replicas}
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=settings.min_replicas,
+            max_replicas=settings.max_replicas,
+            target_ongoing_requests=settings.target_ongoing,
+        )
+    }
+
+
+def _life(args: AppSettings) -> dict[str, Any]:
+    """How replicas are looked after, replaced and stopped."""
+    return {
+        # A new version's replica is up before an old one stops, even where there is only one.
+        "max_surge_percent": 100,
+        "health_check_period_s": args.health_period_s,
+        "health_check_timeout_s": _HEALTH_TIMEOUT_S,
+        "graceful_shutdown_wait_loop_s": _DRAINING_S,
+        "graceful_shutdown_timeout_s": args.timeout_s + 2 * _DRAINING_S,
+        "logging_config": {"encoding": "JSON"},
+    }

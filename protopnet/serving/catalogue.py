@@ -1,0 +1,169 @@
+"""What is served, and the prototypes of it, to be looked through."""
+
+import hashlib
+from collections import Counter
+
+from protopnet.errors import UserError
+from protopnet.pages import pictures
+from protopnet.serving.ensemble import Ensemble
+from protopnet.serving.refusals import Refusal
+from protopnet.serving.schemas import (
+    Connection,
+    Limits,
+    Model,
+    ModelClass,
+    ModelMember,
+    Prototype,
+    PrototypeDetail,
+    PrototypeOptions,
+    PrototypePage,
+)
+from protopnet.serving.settings import AppSettings
+from protopnet.words import find_class, readable_names
+
+_STRONGEST = 10
+
+
+class Catalogue:
+    """Of an ensemble. Raises `Refusal` for what there isn't."""
+
+    def __init__(self, ensemble: Ensemble, settings: AppSettings) -> None:
+        self._ensemble, self._settings = ensemble, settings
+        self._explainer = ensemble.explainer
+        # With a baseline among the members nothing is explained, and there are no prototypes to look at.
+        explains = self._explainer is not None
+        of_class = [(info.prototype_class or []) if explains else [] for info in ensemble.infos]
+        places = [(m, p) for m, classes in enumerate(of_class) for p in range(len(classes))]
+        self._order = sorted(places, key=lambda place: (of_class[place[0]][place[1]], place))
+        self._of_class = of_class
+        self.model = self._model()
+
+    def label(self, text: str) -> int:
+        try:
+            return find_class(text, self._ensemble.classes)
+        except UserError as error:
+            raise Refusal("unknown_class", str(error)) from None
+
+    def page(self, options: PrototypeOptions) -> PrototypePage:
+        if options.member is not None and options.member >= len(self._of_class):
+            raise self._unknown_member(options.member)
+        label = self.label(options.of_class) if options.of_class is not None else None
+        found = [
+            (m, p)
+            for m, p in self._order
+            if options.member in (None, m) and (label is None or self._of_class[m][p] == label)
+        ]
+        end = options.offset + options.limit
+        return PrototypePage(
+            total=len(found),
+            offset=options.offset,
+            limit=options.limit,
+            next=end if end < len(found) else None,
+            prototypes=[Prototype(**self._prototype(m, p)) for m, p in found[options.offset : end]],
+        )
+
+    def detail(self, member: int, prototype: int) -> PrototypeDetail:
+        self._check(member, prototype)
+        assert self._explainer is not None
+        weights_K = self._explainer.heads[member].weights_KP[:, prototype]
+        strongest = weights_K.abs().sort(descending=True, stable=True).indices[:_STRONGEST].tolist()
+        return PrototypeDetail(
+            **self._prototype(member, prototype),
+            activation_map=self._explainer.self_activation(member, prototype),
+            connections=[
+                Connection(class_=k, class_name=self._ensemble.classes[k], connection=float(weights_K[k]))
+                for k in strongest
+            ],
+        )
+
+    def thumbnail(self, member: int, prototype: int) -> bytes:
+        """JPEG of the training image."""
+        self._check(member, prototype)
+        assert self._explainer is not None
+        jpeg = self._explainer.thumbnail(member, prototype)
+        if jpeg is None:
+            raise Refusal("no_picture", f"the bundle of member {member} has no picture of prototype {prototype}")
+        return jpeg
+
+    def crop(self, member: int, prototype: int) -> bytes:
+        """JPEG of the prototype alone."""
+        image = pictures.opened(self.thumbnail(member, prototype))
+        assert self._explainer is not None
+        source = self._explainer.source(member, prototype)
+        assert source is not None  # as there is a thumbnail
+        box = pictures.moved(source.box, (source.width, source.height), image.size)
+        return pictures.encoded(pictures.crop(image, box))
+
+    def etag(self, *what: object) -> str:
+        """Of a picture: names the bundles too, so it changes with them."""
+        return f'"{hashlib.sha256(repr((self._ensemble.hash, what)).encode()).hexdigest()[:24]}"'
+
+    def _check(self, member: int, prototype: int) -> None:
+        if not 0 <= member < len(self._of_class):
+            raise self._unknown_member(member)
+        count = len(self._of_class[member])
+        if self._explainer is None or not 0 <= prototype < count:
+            raise Refusal(
+                "unknown_prototype", f"member {member} has {count} prototypes, counted from 0: no {prototype}"
+            )
+
+    def _unknown_member(self, member: int) -> Refusal:
+        count = len(self._of_class)
+        return Refusal("unknown_prototype", f"there are {count} members, counted from 0: no {member}")
+
+    def _prototype(self, member: int, prototype: int) -> dict[str, object]:
+        assert self._explainer is not None
+        label = self._of_class[member][prototype]
+        source = self._explainer.source(member, prototype)
+        path = f"v1/prototypes/{member}/{prototype}"
+        pictured = self._explainer.thumbnail(member, prototype) is not None
+        return {
+            "member": member,
+            "prototype": prototype,
+            "class_": label,
+            "class_name": self._ensemble.classes[label],
+            "connection": float(self._explainer.heads[member].weights_KP[label, prototype]),
+            "source": source,
+            "thumbnail": f"{path}/thumbnail" if pictured else None,
+            "crop": f"{path}/crop" if pictured else None,
+        }
+
+    def _model(self) -> Model:
+        ensemble, settings = self._ensemble, self._settings
+        count = Counter(label for classes in self._of_class for label in classes)
+        names = zip(ensemble.classes, readable_names(ensemble.classes), strict=True)
+        members = zip(ensemble.refs, ensemble.infos, strict=True)
+        return Model(
+            model=ensemble.hash,
+            image_size=ensemble.size,
+            explains=self._explainer is not None,
+            classes=[
+                ModelClass(class_=k, class_name=name, readable_name=readable, prototypes=count[k])
+                for k, (name, readable) in enumerate(names)
+            ],
+            members=[
+                ModelMember(
+                    member=m,
+                    name=_name(ref.uri),
+                    bundle_hash=ref.hash,
+                    backbone=info.architecture.backbone,
+                    similarity=info.similarity if info.prototype_class is not None else None,
+                    prototypes=len(self._of_class[m]),
+                )
+                for m, (ref, info) in enumerate(members)
+            ],
+            prototypes=len(self._order),
+            abstain_below=settings.abstain_below,
+            limits=Limits(
+                max_bytes=settings.max_bytes,
+                max_pixels=settings.max_pixels,
+                max_images=settings.max_images,
+                timeout_s=settings.timeout_s,
+            ),
+        )
+
+
+def _name(uri: str) -> str:
+    """Of a bundle for people: the run it comes from. Not its whole path, which is nobody's business."""
+    parts = [part for part in uri.rstrip("/").split("/") if part]
+    return parts[-2] if len(parts) > 1 and parts[-1] == "bundle" else parts[-1]

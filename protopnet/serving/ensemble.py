@@ -1,0 +1,102 @@
+"""The ensemble as the ingress sees it: asks all members at once, adds their logits up, and explains the sum.
+
+Legend: B images of a request, M members, K classes.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from protopnet.evidence.explanation import Explainer
+from protopnet.evidence.ranking import View
+from protopnet.model.bundle import Bundle, BundleInfo
+from protopnet.model.network import ProtoPNet
+from protopnet.predictor import Predictor, Scores, sum_up
+from protopnet.serving.courier import Courier
+from protopnet.serving.members import BrokenMember, BundleRef, Seen, in_parts
+from protopnet.serving.refusals import not_ready, overloaded
+from protopnet.serving.settings import MemberSettings
+
+ATTEMPTS = 4  # replicas asked before giving up; asking again is safe, an answer changes nothing
+
+
+class Ask(Protocol):
+    """A call of one member over the network."""
+
+    def __call__(
+        self, bundle: BundleRef, whole: bool, images: int, *parts_NS3: np.ndarray
+    ) -> Awaitable[list[Seen]]: ...
+
+
+class Ensemble:
+    """Members by number. Of their bundles only what explanations need is kept: no backbones."""
+
+    def __init__(self, bundles: Sequence[BundleRef], ask: Sequence[Ask], settings: MemberSettings) -> None:
+        self.refs = list(bundles)
+        self._couriers = [
+            Courier(
+                partial(_ask, ask[member], member, ref),
+                replicas=settings.max_replicas,
+                most=settings.max_batch,
+                room=settings.max_queue,
+            )
+            for member, ref in enumerate(bundles)
+        ]
+        predictor = Predictor.load([ref.uri for ref in bundles])
+        for ref, bundle in zip(bundles, predictor.bundles, strict=True):
+            if bundle.hash != ref.hash:
+                raise BrokenMember(f"{ref.uri} has changed since it was deployed: deploy it again")
+        self.classes, self.size = predictor.classes, predictor.size
+        self.infos: list[BundleInfo] = [bundle.info for bundle in predictor.bundles]
+        self.hash = combined_hash(self.refs)
+        self.explainer: Explainer | None = _explainer(predictor.bundles)
+
+    async def look(self, pixels_BSS3: Sequence[np.ndarray], whole: bool) -> list[list[Seen]]:
+        """What each member sees of each image: M lists of B."""
+        asked = [courier.see(pixels_SS3, whole) for courier in self._couriers for pixels_SS3 in pixels_BSS3]
+        seen = await asyncio.gather(*asked)
+        B = len(pixels_BSS3)
+        return [list(seen[start : start + B]) for start in range(0, len(seen), B)]
+
+    def scores(self, seen_MB: Sequence[Sequence[Seen]]) -> Scores:
+        return sum_up([torch.from_numpy(np.stack([seen.logits_K for seen in row])) for row in seen_MB])
+
+    def views(self, seen_MB: Sequence[Sequence[Seen]]) -> list[View]:
+        """One a member, as `Predictor.views` gives them."""
+        return [View(*(torch.from_numpy(np.stack(part)) for part in zip(*row, strict=True))) for row in seen_MB]
+
+
+async def _ask(ask: Ask, member: int, ref: BundleRef, pixels_BSS3: Sequence[np.ndarray], whole: bool) -> list[Seen]:
+    parts_NS3 = in_parts(pixels_BSS3)
+    for attempt in range(ATTEMPTS):
+        try:
+            return await ask(ref, whole, len(pixels_BSS3), *parts_NS3)
+        except BackPressureError:
+            raise overloaded(f"member {member} has too many images waiting; try again") from None
+        except (RayActorError, BrokenMember, DeploymentUnavailableError):
+            # The replica died, broke or is gone: there is another, or will be in a moment.
+            await asyncio.sleep(0.1 * 2**attempt)
+    raise not_ready(f"member {member} has no replica that answers; try again")
+
+
+def combined_hash(bundles: Sequence[BundleRef]) -> str:
+    """Short name of a set of bundles, in their order."""
+    return hashlib.sha256(" ".join(ref.hash for ref in bundles).encode()).hexdigest()[:12]
+
+
+def _explainer(bundles: Sequence[Bundle]) -> Explainer | None:
+    if not all(isinstance(bundle.network, ProtoPNet) for bundle in bundles):
+        return None
+    return Explainer(bundles)
+
+
+async def all_ready(ready: Sequence[Callable[[BundleRef], Awaitable[bool]]], bundles: Sequence[BundleRef]) -> None:
+    """Returns once every member holds its bundle."""
+    await asyncio.gather(*(is_ready(ref) for is_ready, ref in zip(ready, bundles, strict=True)))

@@ -1,0 +1,189 @@
+"""What the API takes and answers. Evidence is that of `protopnet.evidence.explanation`, as in the files of the jobs."""
+
+from typing import Annotated, Literal
+
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+
+from protopnet.evidence.explanation import Explanation, Source
+
+ClassText = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True)
+
+
+class _Options(BaseModel):
+    """Query parameters; what isn't known is refused rather than ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+# --------------------------------------------------------------------------------------------- options
+
+
+class PredictOptions(_Options):
+    top_classes: int = Field(5, ge=1, le=100, description="classes to answer with, most probable first")
+    asked: list[ClassText] = Field(
+        [], alias="class", max_length=20, description="also answer for this class, a name or a number; may be repeated"
+    )
+    abstain_below: float | None = Field(
+        None, ge=0, le=1, description="abstain where the best probability is lower; the server's own when left out"
+    )
+
+
+class ExplainOptions(PredictOptions):
+    top_classes: int = Field(3, ge=1, le=100, description="classes to explain, most probable first")
+    top_prototypes: int = Field(5, ge=1, le=100, description="prototypes to list for each class, most points first")
+    maps: Literal["none", "png", "values"] = Field(
+        "none",
+        description="where each listed prototype sees itself: `png` adds heat maps to lay over the photo, `values` the "
+        "similarities of all patches",
+    )
+
+
+class PrototypeOptions(_Options):
+    of_class: ClassText | None = Field(None, alias="class", description="only those of this class, a name or a number")
+    member: int | None = Field(None, ge=0, description="only those of this member of the ensemble")
+    offset: int = Field(0, ge=0, le=10**9, description="how many to leave out")
+    limit: int = Field(50, ge=1, le=200, description="how many to answer with")
+
+
+class PictureOptions(_Options):
+    v: str | None = Field(
+        None, max_length=64, description="the `model` of /v1/model: with it the picture may be cached for good"
+    )
+
+
+# --------------------------------------------------------------------------------------------- answers
+
+
+class ClassScore(_Record):
+    """What a class got."""
+
+    class_: int = Field(alias="class")
+    class_name: str
+    probability: float
+    logit: float = Field(description="sum over the members")
+
+
+class PredictedImage(_Record):
+    """One image: the most probable classes, then those that were asked for."""
+
+    file: str | None = Field(description="its name, where it was sent as part of a form")
+    width: int = Field(description="of the image as uploaded, in pixels, after its EXIF turn")
+    height: int
+    abstained: bool = Field(description="the best probability is below `abstain_below`")
+    classes: list[ClassScore]
+
+
+class _Answer(_Record):
+    request_id: str
+    model: str = Field(description="which bundles answered: a short hash of all of them")
+
+
+class Prediction(_Answer):
+    images: list[PredictedImage] = Field(description="in the order sent")
+
+
+class ExplainedImage(Explanation):
+    """One image: the most probable classes, then those that were asked for, each with its evidence."""
+
+    file: str | None = Field(description="its name, where it was sent as part of a form")
+    abstained: bool = Field(description="the best probability is below `abstain_below`")
+    heat_maps: dict[str, Base64Bytes] = Field(
+        {}, description="`maps=png`: by `member/prototype` a transparent PNG to stretch over the whole photo"
+    )
+
+
+class ExplainedImages(_Answer):
+    images: list[ExplainedImage] = Field(description="in the order sent")
+
+
+class ModelClass(_Record):
+    class_: int = Field(alias="class")
+    class_name: str
+    readable_name: str
+    prototypes: int = Field(description="of this class, over all members")
+
+
+class ModelMember(_Record):
+    member: int
+    name: str = Field(description="of the bundle's folder")
+    bundle_hash: str
+    backbone: str
+    similarity: str | None = Field(description="null for a black-box baseline")
+    prototypes: int
+
+
+class Limits(_Record):
+    max_bytes: int = Field(description="of a request's body")
+    max_pixels: int = Field(description="of an image")
+    max_images: int = Field(description="of a request")
+    timeout_s: float
+
+
+class Model(_Record):
+    """What is served."""
+
+    model: str = Field(description="short hash of all bundles together")
+    image_size: int = Field(description="images are resized to this many pixels on each side")
+    explains: bool = Field(description="false where a member is a black-box baseline")
+    classes: list[ModelClass]
+    members: list[ModelMember]
+    prototypes: int = Field(description="of all members together")
+    abstain_below: float | None
+    limits: Limits
+
+
+class Prototype(_Record):
+    member: int
+    prototype: int = Field(description="its number in that member's bundle")
+    class_: int = Field(alias="class", description="class the prototype belongs to")
+    class_name: str
+    connection: float = Field(description="class connection to its own class")
+    source: Source | None = Field(description="where it comes from; null where the bundle doesn't record it")
+    thumbnail: str | None = Field(description="path of the training image as JPEG, relative to the root of the service")
+    crop: str | None = Field(description="path of the patch alone")
+
+
+class PrototypePage(_Record):
+    total: int
+    offset: int
+    limit: int
+    next: int | None = Field(description="`offset` of the next page; null on the last")
+    prototypes: list[Prototype] = Field(description="in the order (class, member, prototype)")
+
+
+class Connection(_Record):
+    class_: int = Field(alias="class")
+    class_name: str
+    connection: float
+
+
+class PrototypeDetail(Prototype):
+    activation_map: list[list[float]] | None = Field(
+        description="similarity to each patch of its own training image, row by row"
+    )
+    connections: list[Connection] = Field(description="the ten strongest class connections, of either sign")
+
+
+class Health(_Record):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(_Record):
+    status: Literal["ready"] = "ready"
+    model: str
+
+
+class ErrorDetail(_Record):
+    code: str = Field(description="for programs; see the descriptions of the statuses")
+    message: str = Field(description="for people")
+    request_id: str
+
+
+class Error(_Record):
+    """The body of every answer that isn't a success."""
+
+    error: ErrorDetail

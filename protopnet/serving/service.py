@@ -1,0 +1,92 @@
+"""What the routes call: a request with images in, JSON out. Decoding and explaining run beside the event loop."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from starlette.requests import Request
+
+from protopnet.serving import answers
+from protopnet.serving import metrics as counted
+from protopnet.serving.catalogue import Catalogue
+from protopnet.serving.ensemble import Ensemble, all_ready
+from protopnet.serving.gate import request_id
+from protopnet.serving.members import BundleRef
+from protopnet.serving.metrics import Metrics
+from protopnet.serving.refusals import Refusal, not_ready
+from protopnet.serving.schemas import ExplainedImages, ExplainOptions, Prediction, PredictOptions
+from protopnet.serving.settings import AppSettings
+from protopnet.serving.uploads import Picture, decode, read_uploads
+
+_READY_S = 5
+
+
+class Service:
+    """One ingress replica's. `ready`: asks each member whether it holds its bundle."""
+
+    def __init__(
+        self,
+        settings: AppSettings,
+        ensemble: Ensemble,
+        ready: Sequence[Callable[[BundleRef], Awaitable[bool]]],
+        metrics: Metrics,
+    ) -> None:
+        self.settings, self.ensemble, self.metrics = settings, ensemble, metrics
+        self.catalogue = Catalogue(ensemble, settings)
+        self._ready = list(ready)
+        threads = settings.ingress.threads
+        self._decoding = ThreadPoolExecutor(threads, "decode")
+        self._explaining = ThreadPoolExecutor(threads, "explain", initializer=torch.set_num_threads, initargs=(1,))
+
+    async def predict(self, request: Request, options: PredictOptions) -> str:
+        asked = [self.catalogue.label(text) for text in options.asked]
+        pictures = await self._pictures(request)
+        seen_MB = await self.ensemble.look([picture.pixels_SS3 for picture in pictures], whole=False)
+        scores = self.ensemble.scores(seen_MB)
+        classes, below = self.ensemble.classes, self._abstain_below(options)
+        images = answers.predicted(classes, pictures, scores, options, asked, below)
+        for image in images:
+            self.metrics.image("/v1/predict", image.classes[0].class_name, image.abstained)
+        answer = Prediction(request_id=request_id(request.scope), model=self.ensemble.hash, images=images)
+        return answer.model_dump_json()
+
+    async def explain(self, request: Request, options: ExplainOptions) -> str:
+        if self.ensemble.explainer is None:
+            raise Refusal("cannot_explain", "a member is a black-box baseline, which can't explain; use /v1/predict")
+        asked = [self.catalogue.label(text) for text in options.asked]
+        pictures = await self._pictures(request)
+        seen_MB = await self.ensemble.look([picture.pixels_SS3 for picture in pictures], whole=True)
+
+        def explained() -> str:
+            below = self._abstain_below(options)
+            images = answers.explained(self.ensemble, pictures, seen_MB, options, asked, below)
+            for image in images:
+                self.metrics.image("/v1/explain", image.top.class_name, image.abstained)
+            answer = ExplainedImages.model_construct(
+                request_id=request_id(request.scope), model=self.ensemble.hash, images=images
+            )
+            return answer.model_dump_json()
+
+        return await asyncio.get_running_loop().run_in_executor(self._explaining, explained)
+
+    async def check_ready(self) -> None:
+        try:
+            async with asyncio.timeout(_READY_S):
+                await all_ready(self._ready, self.ensemble.refs)
+        except (TimeoutError, RayError, RayServeException) as error:
+            raise not_ready(f"the members aren't all up ({type(error).__name__})") from None
+
+    async def metrics_text(self) -> str:
+        return await asyncio.to_thread(counted.collect)
+
+    async def _pictures(self, request: Request) -> list[Picture]:
+        loop, size, most = asyncio.get_running_loop(), self.ensemble.size, self.settings.max_pixels
+        uploads = await read_uploads(request, self.settings)
+        decoding = [loop.run_in_executor(self._decoding, decode, upload, size, most) for upload in uploads]
+        return list(await asyncio.gather(*decoding))
+
+    def _abstain_below(self, options: PredictOptions) -> float | None:
+        return self.settings.abstain_below if options.abstain_below is None else options.abstain_below

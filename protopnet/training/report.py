@@ -1,0 +1,241 @@
+"""The report of a training run: one HTML file that needs nothing else, to read on any screen.
+
+What goes in are plain values (`RunReport`), so a report can be written again from a finished run, or from made-up
+numbers in a test. Charts are in `charts`, the page itself is `report.html.j2`.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from protopnet.model.boxes import activation_boxes
+from protopnet.pages import charts
+from protopnet.pages.pictures import data_uri
+from protopnet.pages.templates import render
+from protopnet.quality.table import QualityRow
+from protopnet.words import duration, flatten, percent, readable_names
+
+# Loss terms in the order of the page. Each is a chart: their scales differ.
+LOSS_TERMS = {
+    "total": "Total loss",
+    "cross_entropy": "Cross-entropy",
+    "cluster": "Cluster cost",
+    "separation": "Separation cost",
+    "average_separation": "Average separation",
+    "l1": "L1 of the class connections",
+}
+TERM_NOTES = {
+    "total": "weighted sum of the terms below",
+    "cluster": "distance to the nearest prototype of the own class: should fall",
+    "separation": "distance to the nearest prototype of another class: should stay large",
+    "average_separation": "mean distance to the prototypes of other classes",
+    "l1": "connections of prototypes to classes other than their own",
+}
+STAGES = {
+    "data": "Read and check the images",
+    "start": "Start from data",
+    "joint": "Train",
+    "push": "Push prototypes onto patches",
+    "last-layer": "Optimise the class connections",
+    "bundle": "Write the bundle",
+    "evaluate": "Evaluate the bundle",
+}
+
+# Of a report with many prototypes, thumbnails are made smaller: 2,000 at full size would be 40 MB.
+FULL_THUMBNAILS, SMALL_SIDE = 400, 128
+OPEN_CLASSES = 24  # more classes than this are folded
+_BOX_GRID = 224  # resolution at which the box is found on the activation map
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage in order. `name` as of its folder (`03-push`); accuracies are those after it, where measured."""
+
+    name: str
+    seconds: float
+    validation_accuracy: float | None = None
+    test_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Everything a report says.
+
+    settings: the resolved settings, nested. metrics: rows of metrics.jsonl (stage, epoch from 0 or None, name, value).
+    classes: names by label. confusion: K x K counts, a row a true class; None if nothing was evaluated. prototypes:
+    a table with the columns of `PROTOTYPE_SCHEMA`; None for a baseline. bundle: where it is. summary: of
+    summary.json, `test_accuracy`, `seconds`, `image_passes` and `versions` are shown if they are there. examples:
+    explained test images (`training.examples`). quality: of the explanations, measured on the test images.
+    """
+
+    settings: Mapping[str, Any]
+    stages: Sequence[StageReport]
+    metrics: Sequence[Mapping[str, Any]]
+    classes: Sequence[str]
+    bundle: str
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    confusion: np.ndarray | Sequence[Sequence[int]] | None = None
+    prototypes: pa.Table | None = None
+    examples: Sequence[Mapping[str, Any]] = ()
+    quality: Sequence[QualityRow] = ()
+
+
+def write_report(run: RunReport) -> str:
+    """The report as one HTML document."""
+    confusion = None if run.confusion is None else np.asarray(run.confusion)
+    names = readable_names(run.classes)
+    return render(
+        "training/report.html.j2",
+        title=run.settings.get("name", "run"),
+        run=run,
+        facts=_facts(run),
+        charts=_charts(run),
+        stages=_stage_rows(run.stages),
+        confusion=None if confusion is None else charts.confusion_chart(confusion, names),
+        confused=[] if confusion is None else charts.most_confused(confusion, names),
+        class_cards=_class_cards(run, names, confusion),
+        folded=len(run.classes) > OPEN_CLASSES,
+        settings=list(flatten(run.settings)),
+    )
+
+
+def _facts(run: RunReport) -> list[tuple[str, str]]:
+    """Label and value of each figure in the headline."""
+    model = run.settings.get("model", {})
+    summary = run.summary
+    seconds = summary.get("seconds", sum(stage.seconds for stage in run.stages))
+    facts = [("test accuracy", percent(summary.get("test_accuracy"))), ("time", duration(seconds))]
+    if summary.get("image_passes"):
+        facts.append(("image passes", f"{summary['image_passes']:,}"))
+    facts.append(("classes", str(len(run.classes))))
+    if run.prototypes is not None:
+        facts.append(("prototypes", f"{len(run.prototypes):,}"))
+    kind = "black-box baseline" if model.get("kind") == "baseline" else f"{model.get('similarity', '')} similarity"
+    return [*facts, ("model", f"{model.get('backbone', '')}, {kind}".strip(", "))]
+
+
+# --------------------------------------------------------------------------------------------- curves
+
+
+def _charts(run: RunReport) -> list[dict[str, Any]]:
+    """Title, note and SVG of each small chart: accuracy, then the loss terms there are."""
+    epochs = [row for row in run.metrics if row.get("epoch") is not None]
+    pushes = [place for stage, place in _places(run) if _kind(stage.name) == "push"]
+    shown = []
+    accuracy = charts.series_by_name(epochs, {"accuracy": "training", "validation_accuracy": "validation"})
+    tested = [(place, s.test_accuracy) for s, place in _places(run) if s.test_accuracy is not None and place]
+    if tested:
+        points = charts.Curve("test, after a stage", [x for x, _ in tested], [y for _, y in tested], joined=False)
+        accuracy.append(points)
+    if accuracy:
+        drawn = charts.curves_chart(accuracy, pushes, percent=True, description="Accuracy by epoch, in per cent")
+        shown.append({"title": "Accuracy, %", "note": "", "svg": drawn})
+    for name, title in LOSS_TERMS.items():
+        curves = charts.series_by_name(epochs, {name: title})
+        if any(min(curve.y) < max(curve.y) for curve in curves):  # a flat line says nothing
+            drawn = charts.curves_chart(curves, pushes, description=f"{title} by epoch")
+            shown.append({"title": title, "note": TERM_NOTES.get(name, ""), "svg": drawn})
+    return shown
+
+
+def _places(run: RunReport) -> list[tuple[StageReport, float]]:
+    """Each stage with the epoch it ends at; 0 before any training."""
+    last: dict[str, int] = {}
+    for row in run.metrics:
+        if row.get("epoch") is not None:
+            last[row["stage"]] = max(last.get(row["stage"], 0), int(row["epoch"]) + 1)
+    places: list[tuple[StageReport, float]] = []
+    epoch = 0
+    for stage in run.stages:
+        epoch = max(epoch, last.get(stage.name, 0))
+        places.append((stage, epoch))
+    return places
+
+
+# --------------------------------------------------------------------------------------------- stages
+
+
+def _kind(stage_name: str) -> str:
+    return stage_name.split("-", 1)[-1] if stage_name[:1].isdigit() else stage_name
+
+
+def _stage_rows(stages: Sequence[StageReport]) -> list[dict[str, Any]]:
+    longest = max((stage.seconds for stage in stages), default=0) or 1
+    return [
+        {"stage": s, "title": STAGES.get(_kind(s.name), s.name), "share": 100 * s.seconds / longest} for s in stages
+    ]
+
+
+# -------------------------------------------------------------------------------------------- classes
+
+
+def _class_cards(run: RunReport, names: list[str], confusion_KK: np.ndarray | None) -> list[dict[str, Any]]:
+    """For each class: its name, accuracy, what it is mostly taken for, and its prototypes."""
+    pictures: dict[int, list[dict[str, Any]]] = {label: [] for label in range(len(names))}
+    for picture in _pictures(run.prototypes):
+        pictures[picture["class"]].append(picture)
+    cards = []
+    for label, name in enumerate(names):
+        row = np.zeros(len(names), int) if confusion_KK is None else confusion_KK[label]
+        count, right = int(row.sum()), int(row[label])
+        mistakes = [names[i] for i, n in Counter(dict(enumerate(row))).most_common(3) if n and i != label]
+        cards.append(
+            {
+                "name": name,
+                "count": count,
+                "right": right,
+                "accuracy": right / count if count else None,
+                "mistakes": mistakes[:2],
+                "pictures": pictures[label],
+            }
+        )
+    return cards
+
+
+def _pictures(prototypes: pa.Table | None) -> list[dict[str, Any]]:
+    """What the page shows of each prototype. The box is in per cent of the picture's sides."""
+    if prototypes is None or not len(prototypes):
+        return []
+    rows = prototypes.to_pylist()
+    side = None if len(rows) <= FULL_THUMBNAILS else SMALL_SIDE
+    return [
+        {
+            "prototype": row["prototype"],
+            "class": row["class"],
+            "image": row["uri"].rsplit("/", 1)[-1],
+            "similarity": row["self_similarity"],
+            "source": data_uri(_thumbnail(row["thumbnail"], side)),
+            "box": box,
+        }
+        for row, box in zip(rows, _boxes([row["activation_map"] for row in rows]), strict=True)
+    ]
+
+
+def _boxes(activation_maps: Sequence[Sequence[Sequence[float]]]) -> list[dict[str, float]]:
+    """Where each prototype is on its image: left, top, width, height in per cent.
+
+    The same box as the column `box`, which is in pixels of the source image and so can't be put on a thumbnail.
+    """
+    maps_PHW = torch.tensor(activation_maps, dtype=torch.float32)
+    boxes_P4 = np.concatenate([activation_boxes(part_NHW, _BOX_GRID) for part_NHW in maps_PHW.split(256)])
+    return [
+        {"left": left, "top": top, "width": right - left, "height": bottom - top}
+        for top, left, bottom, right in (100 / _BOX_GRID * boxes_P4).tolist()
+    ]
+
+
+def _thumbnail(jpeg: bytes, side: int | None) -> bytes:
+    if side is None:
+        return jpeg
+    image = Image.open(io.BytesIO(jpeg))
+    image.thumbnail((side, side))
+    sink = io.BytesIO()
+    image.save(sink, "JPEG", quality=80)
+    return sink.getvalue()
