@@ -12,19 +12,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from protopnet.datasets.rows import Dataset
-from protopnet.errors import UserError
-from protopnet.audit.judgement import Audit, audit
-from protopnet.evidence.explanation import explaining
-from protopnet.audit.findings import AuditSettings
 from protopnet.audit.close_pairs import close_pairs
+from protopnet.audit.findings import AuditSettings
+from protopnet.audit.judgement import Audit, audit
 from protopnet.audit.patch_table import nearest_table
 from protopnet.audit.usage import Use, use_of_batch
+from protopnet.datasets.rows import Dataset
+from protopnet.errors import UserError
+from protopnet.evidence.explanation import explaining
 from protopnet.model.bundle import Bundle
 from protopnet.model.network import ProtoPNet, placed
 from protopnet.passes.describe import DescribeTask
-from protopnet.passes.nearest_patches import nearest_patches
 from protopnet.passes.image_pass import PassOptions, run_pass
+from protopnet.passes.nearest_patches import nearest_patches
 
 
 @dataclass

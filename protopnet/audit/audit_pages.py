@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from protopnet.audit.judgement import Audit
 from protopnet.audit.findings import KINDS, SEVERITIES, Finding
-from protopnet.pages.templates import render
-from protopnet.pages.pictures import data_uri, encoded, heat_png, opened, shrunk
+from protopnet.audit.judgement import Audit
 from protopnet.audit.remedies import remedies
+from protopnet.pages.pictures import data_uri, encoded, heat_png, opened, shrunk
+from protopnet.pages.templates import render
 from protopnet.words import readable_names
 
 MAX_FINDINGS = 500  # on the first page; all are in findings.parquet

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from protopnet.errors import UserError
 from protopnet.audit.draft import Place
+from protopnet.errors import UserError
 
 Box = tuple[int, int, int, int]
 _FORM = "IMAGE:top,left,bottom,right in pixels of the image, or IMAGE:all"

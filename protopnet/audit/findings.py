@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from protopnet.config import Section
 from protopnet.audit.usage import Use
+from protopnet.config import Section
 from protopnet.words import counted
 
 KINDS = {

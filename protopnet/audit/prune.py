@@ -21,11 +21,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from protopnet.cli import Repeated
-from protopnet.config import ModelSettings, Section
-from protopnet.datasets.rows import Dataset
-from protopnet.datasets.trained import TrainedWith
-from protopnet.errors import UserError
 from protopnet.audit.barred_patches import Barred, Bars, barred_before, parse_barred
 from protopnet.audit.draft import (
     Draft,
@@ -35,13 +30,18 @@ from protopnet.audit.draft import (
     merged_connections,
     prune_by_neighbours,
 )
-from protopnet.words import counted, first_few
+from protopnet.cli import Repeated
+from protopnet.config import ModelSettings, Section
+from protopnet.datasets.rows import Dataset
+from protopnet.datasets.trained import TrainedWith
+from protopnet.errors import UserError
 from protopnet.model.network import ProtoPNet
 from protopnet.passes.describe import REENCODE_TOLERANCE
-from protopnet.passes.nearest_patches import nearest_patches
 from protopnet.passes.image_pass import PassOptions
-from protopnet.progress import Reporter, Stopwatch
+from protopnet.passes.nearest_patches import nearest_patches
 from protopnet.passes.push import push
+from protopnet.progress import Reporter, Stopwatch
+from protopnet.words import counted, first_few
 
 _SHOWN = 20  # prototypes that a line names; all of them are in the record
 

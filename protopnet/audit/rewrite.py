@@ -10,14 +10,14 @@ import pyarrow.compute as pc
 import torch
 
 from protopnet import __version__
-from protopnet.errors import UserError
 from protopnet.audit.draft import Draft, with_prototypes
+from protopnet.audit.prune import Correction, Corrector
+from protopnet.errors import UserError
 from protopnet.model.bundle import Bundle, save_bundle
 from protopnet.model.network import ProtoPNet
 from protopnet.passes.describe import describe_prototypes
-from protopnet.training.last_layer import cache_similarities, cached_accuracies, solve_last_layer
 from protopnet.passes.image_pass import PassOptions
-from protopnet.audit.prune import Correction, Corrector
+from protopnet.training.last_layer import cache_similarities, cached_accuracies, solve_last_layer
 
 Accuracies = dict[str, float]  # by split
 
