@@ -46,9 +46,8 @@ class DataSettings(Section):
     )
     workers: int | None = Field(
         None,
-        ge=0,
-        description="processes that decode images beside each training worker; "
-        "threads of the worker itself when left out or 0",
+        ge=1,
+        description="threads that decode images beside each training worker; the machine's cores shared out when left out",
     )
 
 

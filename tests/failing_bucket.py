@@ -1,8 +1,9 @@
-"""A bucket that throttles and fails: moto's S3 server behind a door that answers a share of the requests itself."""
+"""A bucket that is slow, throttles and fails: moto's S3 server behind a door that answers some requests itself."""
 
 import http.client
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ class FailingBucket:
         self.behind = (host, port)
         self.chance = random.Random(4)
         self.failing = 0.0
+        self.delay = 0.0  # seconds before each answer
         self.answers: Counter[tuple[str, int]] = Counter()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -60,6 +62,7 @@ class FailingBucket:
 
             def answer(self) -> None:
                 body = self._body()
+                time.sleep(bucket.delay)
                 if bucket.chance.random() < bucket.failing:
                     self._fail()
                     return
@@ -114,7 +117,7 @@ class FailingBucket:
 def failing_bucket_of_moto() -> Iterator[FailingBucket]:
     """Empty, and fails nothing until `failing` is set."""
     get_backend("s3").reset()  # moto's servers in one process share one memory: another test's buckets
-    server = ThreadedMotoServer(port=0)
+    server = ThreadedMotoServer("127.0.0.1", port=0)
     server.start()
     bucket = FailingBucket(*server.get_host_and_port())
     yield bucket

@@ -37,7 +37,7 @@ class ImageReader:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._groups: OrderedDict[Group, pa.ChunkedArray] = OrderedDict()
-        self._shards: OrderedDict[str, tuple[pq.ParquetFile, threading.Lock]] = OrderedDict()
+        self._shards: OrderedDict[str, _Shard] = OrderedDict()
         self._pool: ThreadPoolExecutor | None = None
 
     def __getstate__(self) -> dict[str, int]:
@@ -98,9 +98,7 @@ class ImageReader:
                 self._groups.move_to_end(key)
                 return self._groups[key]
         try:
-            shard, alone = self._shard(key[0])
-            with alone:  # a ParquetFile isn't made for two threads at once
-                images = shard.read_row_group(key[1], columns=["image"], use_threads=False).column("image")
+            images = self._shard(key[0]).images(key[1])
         except pa.ArrowInvalid as error:
             return OSError(f"{key[0]} is damaged: {error}")
         except OSError as error:
@@ -111,18 +109,39 @@ class ImageReader:
                 self._groups.popitem(last=False)
         return images
 
-    def _shard(self, file: str) -> tuple[pq.ParquetFile, threading.Lock]:
+    def _shard(self, file: str) -> "_Shard":
         with self._lock:
-            if file in self._shards:
-                self._shards.move_to_end(file)
-                return self._shards[file]
-        remote = storage.is_remote(file)
-        shard = pq.ParquetFile(storage.open_reader(file) if remote else file, pre_buffer=False)
-        opened = shard, threading.Lock()
-        with self._lock:
-            opened = self._shards.setdefault(file, opened)
+            shard = self._shards.setdefault(file, _Shard(file))
+            self._shards.move_to_end(file)
             while len(self._shards) > _OPEN_SHARDS:
                 self._shards.popitem(last=False)  # closed when the last thread that reads it lets go
+        return shard
+
+
+class _Shard:
+    """One file, read by many threads: each has a handle of its own while it reads, all share the footer."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self._footer: pq.FileMetaData | None = None
+        self._idle: list[pq.ParquetFile] = []
+        self._first = threading.Lock()
+
+    def images(self, row_group: int) -> pa.ChunkedArray:
+        """The encoded images of a row group."""
+        try:
+            handle = self._idle.pop()
+        except IndexError:
+            handle = self._open()
+        images = handle.read_row_group(row_group, columns=["image"], use_threads=False).column("image")
+        self._idle.append(handle)
+        return images
+
+    def _open(self) -> pq.ParquetFile:
+        with self._first:  # the footer is fetched once
+            source = storage.open_reader(self.file) if storage.is_remote(self.file) else self.file
+            opened = pq.ParquetFile(source, metadata=self._footer, pre_buffer=False)
+            self._footer = opened.metadata
         return opened
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from protopnet import imaging, storage
 from protopnet.config import RunSettings
-from protopnet.datasets.feed import Feed
+from protopnet.datasets.feed import manifest_feed
 from protopnet.datasets.loader import TrainLoader, changed
 from protopnet.datasets.rows import Dataset, as_stored
 from protopnet.errors import UserError
@@ -102,7 +102,7 @@ class Worker:
         self.loader = TrainLoader(
             self.rows, self.settings, self.train_settings.batch_size, rank=place.rank, world=place.world
         )
-        self.feed = Feed(partial(_pixels, settings=self.settings), place.threads)
+        self.feed = manifest_feed(partial(_pixels, settings=self.settings), place.threads)
         self.summary: State = {"images": 0, "seconds": 0.0, "workers": place.world}
         self.best: State | None = None
         self.phase: Phase = "eval"
