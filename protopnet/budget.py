@@ -72,13 +72,14 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class PassPlan:
-    """Actors of a pass over images without gradients."""
+    """Actors of a pass over images without gradients. in_driver: a single one, in the driver's process."""
 
     actors: int
     cpus: float
     gpus: float
     threads: int
     nodes: str | None = None
+    in_driver: bool = False
 
 
 def mark(nodes: str | None) -> dict[str, float]:
@@ -149,6 +150,7 @@ def pass_plan(compute: ComputeSettings, cluster: Cluster) -> PassPlan:
         gpus=_gpus_of_an_actor(actors, sum(node.gpus for node in running), compute.gpu_share) if gpu else 0.0,
         threads=_threads(eligible, actors, gpu),
         nodes=compute.nodes,
+        in_driver=actors == 1 and compute.pass_workers is None and cluster.spare_cpus > 0,
     )
 
 

@@ -24,8 +24,8 @@ class Feed(Generic[Source, Batch, Item, Picture]):
     """Reads one batch and makes the pictures of others while the caller works on the one before.
 
     read: from what says which images a batch has to the batch and its items; called in one thread, since a bucket makes
-    it wait, not the network. make: from an item to its picture; called in `threads`. What they raise is raised to the caller.
-    `ahead` batches are in memory beside the caller's.
+    it wait, not the network. make: from an item to its picture; called in `threads`. What they raise is raised to the
+    caller. `ahead` batches are in memory beside the caller's.
     """
 
     def __init__(

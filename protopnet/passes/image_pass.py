@@ -1,10 +1,11 @@
-"""One pass of a network over images, without gradients, as a Ray Data map.
+"""One pass of a network over images, without gradients, as a Ray Data map; in the driver itself where that is all there is.
 
 Push, the cached similarities of the last layer, the start from data and every evaluation are such passes; they
 differ only in their `ImageTask`. The rows that travel through Ray Data are rows of the manifest: an actor reads
 and decodes its own images (in threads, beside the network), so no pixel crosses a process.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from protopnet import imaging
 from protopnet.budget import PassPlan, mark
 from protopnet.config import AugmentSettings
 from protopnet.datasets import augment
-from protopnet.datasets.feed import Feed
+from protopnet.datasets.feed import manifest_feed
 from protopnet.datasets.loader import changed
 from protopnet.datasets.rows import as_stored
 from protopnet.errors import UserError
@@ -59,17 +60,14 @@ class PassOptions:
     max_pixels: int = imaging.MAX_PIXELS
 
 
-class _ImageActor:
-    """Ray Data actor: reads and decodes the images of a block and feeds them to the task."""
+class _ImageWorker:
+    """Reads and decodes the images of a block and feeds them to the task."""
 
-    def __init__(self, task_ref: ray.ObjectRef, options: PassOptions):
-        torch.set_num_threads(options.plan.threads)
+    def __init__(self, task: ImageTask, options: PassOptions):
         self.device = torch.device("cuda" if options.plan.gpus else "cpu")
-        # Ray Data hands over the reference itself, not the value.
-        self.task: ImageTask = ray.get(task_ref).to(self.device)
+        self.task = task.to(self.device)
         self.options = options
-        pixels = partial(_pixels, size=self.task.size, options=options)
-        self.feed: Feed[np.ndarray] = Feed(pixels, max(2, options.plan.threads))
+        self.feed = manifest_feed(partial(_pixels, size=self.task.size, options=options), max(2, options.plan.threads))
 
     def __call__(self, block: pa.Table) -> pa.Table:
         batches = self.feed.batches(in_batches(block, self.options.batch_size))
@@ -86,6 +84,14 @@ class _ImageActor:
             return self.task(images_B3HW, rows)
 
 
+class _ImageActor(_ImageWorker):
+    """The same as a Ray Data actor."""
+
+    def __init__(self, task_ref: ray.ObjectRef, options: PassOptions):
+        torch.set_num_threads(options.plan.threads)
+        super().__init__(ray.get(task_ref), options)  # Ray Data hands over the reference itself, not the value
+
+
 def in_batches(rows: pa.Table, size: int) -> list[pa.Table]:
     """The rows in slices of `size`; the last may be smaller."""
     return [rows.slice(start, size) for start in range(0, len(rows), size)]
@@ -99,16 +105,16 @@ def _envelope(images: int, payload: bytes, error: str | None) -> pa.Table:
 
 def _pixels(data: bytes | imaging.BadImage, row: dict[str, Any], size: int, options: PassOptions) -> np.ndarray:
     """Pixels of one image; `UserError` if it can't be read any more."""
-    copy = row.get("copy", PLAIN)
+    number = row.get("copy", PLAIN)
     try:
         if isinstance(data, imaging.BadImage):
             raise data
-        if copy == PLAIN or options.augment is None:
+        if number == PLAIN or options.augment is None:
             return imaging.load(data, size, options.max_pixels)
         image = imaging.decode(data, max_pixels=options.max_pixels, at_least=size)
     except imaging.BadImage as bad:
         raise UserError(changed(row["uri"], bad.reason)) from bad
-    random = np.random.default_rng((options.seed, copy, row["image_id"]))
+    random = np.random.default_rng((options.seed, number, row["image_id"]))
     return augment.apply(image, augment.draw(options.augment, row["width"], row["height"], random), size)
 
 
@@ -118,7 +124,11 @@ def run_pass(rows: pa.Table, task: ImageTask, options: PassOptions) -> Iterator[
     Blocks end in any order: whatever reduces the outputs must not depend on it. `UserError` if an image can't be
     read any more.
     """
-    blocks: Any = _execute(rows, task, options).iter_batches(batch_size=None, batch_format="pyarrow")
+    blocks: Any = (
+        _in_this_process(rows, task, options)
+        if options.plan.in_driver
+        else _execute(rows, task, options).iter_batches(batch_size=None, batch_format="pyarrow")
+    )
     for block in blocks:
         _raise_error_in(block)
         for images, payload in zip(block["images"].to_pylist(), block["payload"], strict=True):
@@ -130,7 +140,10 @@ def run_pass_in_place(rows: pa.Table, task: ImageTask, options: PassOptions) -> 
 
     Errors: as `run_pass`.
     """
-    blocks = _execute(rows, task, options).materialize().to_arrow_refs()
+    if options.plan.in_driver:
+        blocks = [ray.put(block) for block in _in_this_process(rows, task, options)]
+    else:
+        blocks = _execute(rows, task, options).materialize().to_arrow_refs()
     for errors in ray.get([_errors_in.remote(block) for block in blocks]):
         _raise_error_in(errors)
     return blocks
@@ -150,6 +163,17 @@ def _raise_error_in(block: pa.Table) -> None:
 def unpack(block: pa.Table) -> pa.Table:
     """The output rows inside a block that `run_pass_in_place` left in the object store."""
     return pa.concat_tables([from_bytes(payload.as_py()) for payload in block["payload"]])
+
+
+def _in_this_process(rows: pa.Table, task: ImageTask, options: PassOptions) -> Iterator[pa.Table]:
+    """What an actor would do, without the seconds that it takes to start."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.plan.threads)
+    try:
+        worker = _ImageWorker(copy.deepcopy(task), options)  # the caller's networks stay where and as they are
+        yield from map(worker, _cut(rows, options))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _execute(rows: pa.Table, task: ImageTask, options: PassOptions) -> ray.data.Dataset:

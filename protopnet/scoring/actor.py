@@ -10,15 +10,14 @@ import ray
 import torch
 
 from protopnet.cluster import PassPlan
-from protopnet.datasets.feed import Feed
+from protopnet.datasets.feed import manifest_feed
 from protopnet.errors import UserError
-from protopnet.imaging import BadImage
 from protopnet.passes.image_pass import in_batches
 from protopnet.predictor import Predictor
 from protopnet.scoring.manifest import read_chunk
 from protopnet.scoring.output import is_done, write_chunk
 from protopnet.scoring.tally import Agreement, Tally
-from protopnet.scoring.task import Picture, ScoreOptions, Scorer, look
+from protopnet.scoring.task import ScoreOptions, Scorer, look
 
 _REPORT_SECONDS = 0.5
 
@@ -48,7 +47,7 @@ class ScoreActor:
         self.work, self.log = work, log
         self.scorer = Scorer(predictor, work.options, device)
         decode = partial(look, size=predictor.size, max_pixels=work.options.max_pixels)
-        self.feed: Feed[Picture | BadImage] = Feed(decode, max(2, plan.threads))
+        self.feed = manifest_feed(decode, max(2, plan.threads))
         self.reported = 0.0
         log.put.remote({"ready": time.time()})
 

@@ -79,10 +79,13 @@ Options = Callable[..., PassOptions]
 
 @pytest.fixture
 def options() -> Options:
-    """Options of a pass by number of workers, blocks and images a batch; two threads in all."""
+    """Options of a pass by number of workers, blocks and images a batch, in actors or here; two threads in all."""
 
-    def make(workers: int = 1, blocks: int | None = None, batch: int = 64, **more: Any) -> PassOptions:
-        return PassOptions(PassPlan(workers, 1.0, 0.0, 2 // workers), batch_size=batch, blocks=blocks, **more)
+    def make(
+        workers: int = 1, blocks: int | None = None, batch: int = 64, in_driver: bool = False, **more: Any
+    ) -> PassOptions:
+        plan = PassPlan(workers, 1.0, 0.0, 2 // workers, in_driver=in_driver)
+        return PassOptions(plan, batch_size=batch, blocks=blocks, **more)
 
     return make
 

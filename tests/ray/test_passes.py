@@ -1,5 +1,6 @@
 """A pass sees every image once, however it is cut; what goes wrong comes out as one sentence."""
 
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
 from protopnet.model.network import ProtoPNet
 from protopnet.passes.image_pass import run_pass, run_pass_in_place, unpack
-from protopnet.training.last_layer import with_copies
+from protopnet.training.last_layer import SimilarityTask, with_copies
 from protopnet.training.start import sample_patches, start_from_patches
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers don't have the tests on their path
@@ -64,7 +65,7 @@ def test_augmented_copies_are_the_same_for_any_cut(birds: Dataset, options: Call
         return dict(zip(keys, table["pixels"].to_pylist(), strict=True))
 
     seen = look(blocks=1)
-    assert seen == look(workers=2, blocks=7, batch=3)
+    assert seen == look(workers=2, blocks=7, batch=3) == look(in_driver=True, batch=5)
     assert len(seen) == len(rows)
     train = birds.split("train")["image_id"].to_pylist()
     assert {key for key in seen if key[1] >= 0} == {(image, copy) for image in train for copy in (0, 1)}
@@ -81,9 +82,10 @@ def test_an_image_that_is_gone_is_named_in_one_sentence(birds_on_disk: Dataset, 
         victim.unlink()
     else:
         victim.write_bytes(victim.read_bytes()[:200])
-    for run in (lambda *a: list(run_pass(*a)), run_pass_in_place):
+    runs = (lambda *a: list(run_pass(*a)), run_pass_in_place)
+    for run, in_driver in itertools.product(runs, (False, True)):
         with pytest.raises(UserError, match="put it back") as error:
-            run(rows, Look(), options(blocks=3))
+            run(rows, Look(), options(blocks=3, in_driver=in_driver))
         assert str(error.value).startswith(str(victim))
         assert "\n" not in str(error.value)
 
@@ -91,7 +93,7 @@ def test_an_image_that_is_gone_is_named_in_one_sentence(birds_on_disk: Dataset, 
 def test_a_start_is_the_same_for_any_cut(birds: Dataset, network: ProtoPNet, options: Callable) -> None:
     rows, before = birds.split("train"), {name: t.clone() for name, t in network.state_dict().items()}
     starts = []
-    for cut in ({"blocks": 1}, {"workers": 2, "blocks": 7, "batch": 5}):
+    for cut in ({"blocks": 1}, {"workers": 2, "blocks": 7, "batch": 5}, {"in_driver": True}):
         network.load_state_dict(before)
         seen: list[int] = []
         patches = sample_patches(network, rows, size=64, seed=0, options=options(**cut), on_images=seen.append)
@@ -100,7 +102,8 @@ def test_a_start_is_the_same_for_any_cut(birds: Dataset, network: ProtoPNet, opt
         start_from_patches(network, patches, seed=0)
         starts.append({name: t.clone() for name, t in network.state_dict().items()})
     for name, tensor in starts[0].items():
-        torch.testing.assert_close(starts[1][name], tensor, rtol=1e-2, atol=1e-2, msg=name)
+        for other in starts[1:]:
+            torch.testing.assert_close(other[name], tensor, rtol=1e-2, atol=1e-2, msg=name)
     assert torch.equal(starts[0]["last_layer.weight"], before["last_layer.weight"])
     assert not torch.equal(starts[0]["prototypes"], before["prototypes"])
 
@@ -140,3 +143,13 @@ class TestPlans:
 def test_block_sizes_differ_by_one_at_most(birds: Dataset, options: Callable) -> None:
     sizes = [images for images, _ in run_pass(birds.table, Look(), options(blocks=7))]
     assert sorted(np.unique(sizes)) in ([len(birds.table) // 7], [len(birds.table) // 7, len(birds.table) // 7 + 1])
+
+
+def test_a_pass_in_the_driver_leaves_the_network_as_it_is(
+    birds: Dataset, network: ProtoPNet, options: Callable
+) -> None:
+    network.train()
+    rows = with_copies(birds.split("train"), 0)
+    list(run_pass(rows, SimilarityTask(network, 64), options(in_driver=True)))
+    assert network.training
+    assert next(network.parameters()).requires_grad
