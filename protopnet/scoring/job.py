@@ -18,6 +18,7 @@ from protopnet.cluster import PassPlan, connect, plan_pass
 from protopnet.config import ComputeSettings, Section
 from protopnet.errors import UserError
 from protopnet.imaging import MAX_PIXELS
+from protopnet.lease import Lease
 from protopnet.passes.image_pass import over_blocks
 from protopnet.predictor import Precision, Predictor
 from protopnet.progress import Reporter, listening
@@ -94,10 +95,15 @@ class ThisCall:
 def score(settings: ScoreSettings, reporter: Reporter, started: float) -> tuple[dict[str, Any], Tally]:
     """Score what isn't scored yet; returns the content of `scores.json` and the counts in it.
 
-    started: `time.time()` at the job's beginning. `UserError` as `record.begin`, and where a bundle or the input
-    can't be read.
+    started: `time.time()` at the job's beginning. `UserError` as `record.begin`, where a bundle or the input can't be
+    read, and where another job scores into the same folder.
     """
     storage.check_writable(settings.output, "--output")
+    with Lease(settings.output, "--output") as lease:
+        return _score(settings, reporter, started, lease)
+
+
+def _score(settings: ScoreSettings, reporter: Reporter, started: float, lease: Lease) -> tuple[dict[str, Any], Tally]:
     predictor = Predictor.load(settings.bundle)
     if settings.explain:
         _ = predictor.explainer  # a baseline can't: say so before anything is begun
@@ -117,6 +123,7 @@ def score(settings: ScoreSettings, reporter: Reporter, started: float) -> tuple[
     if done:
         reporter.note(f"{sum(map(record.rows_in, done)):,} of {record.images:,} images done before")
     run = _score_chunks(todo, predictor, record, settings, progress, started)
+    lease.check()
     _, tally = take_stock(settings.output)
     if tally.images != record.images:
         raise UserError(f"{settings.output} was changed by somebody else meanwhile; run the same command again")
@@ -133,7 +140,7 @@ def _begin(settings: ScoreSettings, source: Input, classes: list[str], asked: di
 
 
 def _plan(settings: ScoreSettings) -> PassPlan:
-    connect(settings.compute)
+    connect(settings.compute, {"--input": settings.input, "--output": settings.output})
     return plan_pass(settings.compute)
 
 

@@ -26,6 +26,7 @@ from protopnet.config import ComputeSettings, DataSettings
 from protopnet.datasets.folders import scan_folder
 from protopnet.datasets.shards import write_shards
 from protopnet.errors import UserError
+from protopnet.lease import Lease
 from protopnet.passes.image_pass import PassOptions
 from protopnet.predictor import Predictor
 from protopnet.progress import LineReporter
@@ -191,6 +192,15 @@ def test_a_lost_actor_costs_nothing(run: Scoring, photos: Path, tmp_path: Path) 
     wait_for(lambda: not set(lost) & set(named("ray::")))
     assert summary["images"] == 41
     assert table_of(tmp_path / "out").equals(table_of(tmp_path / "whole"))
+
+
+def test_two_jobs_never_write_one_output(run: Scoring, photos: Path, tmp_path: Path) -> None:
+    with Lease(str(tmp_path / "out"), "--output"):
+        with pytest.raises(UserError, match="another job works in .*choose another --output"):
+            run(photos)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["lease.json"]
+    run(photos)
+    assert not (tmp_path / "out/lease.json").exists()
 
 
 def test_a_list_in_partitions(run: Scoring, photos: Path, tmp_path: Path) -> None:
