@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import ray
 
@@ -108,3 +109,42 @@ class TrainedRun:
     storage: Path
     folder: Path
     job: Finished
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / "bundle"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "stages/00-data"
+
+    @property
+    def shards(self) -> Path:
+        """Of the birds it was trained on."""
+        return next(self.data.glob("birds-*"))
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a job has left in a folder."""
+
+    folder: Path
+    job: Finished
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Images, a bundle, and what scoring them says when nobody disturbs it."""
+
+    images: Path
+    bundle: str
+    output: Path
+    job: Finished
+
+    KILLS: ClassVar[int] = int(os.environ.get("PROTOPNET_SCORE_KILLS", "3"))
+    IMAGES: ClassVar[int] = 84 * max(3, KILLS)  # enough that there is something left to do at each
+    SETTINGS: ClassVar[list[str]] = ["--explain=2", "--chunk-rows=8", "--batch-size=8"]
+
+    def arguments(self, output: Path | str, source: Path | str | None = None) -> list[str]:
+        given = ["--bundle", self.bundle, "--input", str(source or self.images), "--output", str(output)]
+        return [*given, *self.SETTINGS]

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from browsing import chromium, watched
-from running_jobs import Finished, Jobs, TrainedRun
+from running_jobs import Jobs, Left, TrainedRun
 
 from protopnet.audit.audit_pages import class_path
 from protopnet.audit.findings import KINDS
@@ -18,19 +18,8 @@ from protopnet.audit.patch_table import NEAREST_SCHEMA
 from protopnet.model.bundle import load_bundle
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("audit") / "out"
-
-
-@pytest.fixture(scope="module")
-def job(trained: TrainedRun, jobs: Jobs, folder: Path) -> Finished:
-    data = trained.folder / "stages/00-data"
-    arguments = [str(trained.folder / "bundle"), str(data), "--output", str(folder), "--train_patches", "4"]
-    return jobs.run("audit", *arguments)
-
-
-def test_the_audit_of_a_trained_bundle(trained: TrainedRun, job: Finished, folder: Path) -> None:
+def test_the_audit_of_a_trained_bundle(trained: TrainedRun, audited: Left) -> None:
+    job, folder = audited.job, audited.folder
     assert job.code == 0, job
     assert job.err == ""
     assert job.out.splitlines()[-1].split()[-1] == str(folder / "index.html")
@@ -67,8 +56,9 @@ def test_the_audit_of_a_trained_bundle(trained: TrainedRun, job: Finished, folde
     assert sum(tables["classes"]["images"].to_pylist()) == 12
 
 
-def test_the_pages_say_what_the_tables_say(job: Finished, folder: Path) -> None:
-    assert job.code == 0
+def test_the_pages_say_what_the_tables_say(audited: Left) -> None:
+    assert audited.job.code == 0
+    folder = audited.folder
     index = (folder / "index.html").read_text()
     findings = pq.read_table(folder / "findings.parquet").to_pylist()
     assert re.findall(r'data-kind="([\w-]+)"', index) == [row["kind"] for row in findings]
@@ -95,8 +85,9 @@ def test_what_cannot_be_audited_is_said_in_one_line(trained: TrainedRun, jobs: J
     assert "there is no complete bundle" in wrong.error
 
 
-def test_the_pages_in_a_browser(job: Finished, folder: Path) -> None:
-    assert job.code == 0
+def test_the_pages_in_a_browser(audited: Left) -> None:
+    assert audited.job.code == 0
+    folder = audited.folder
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install playwright)")
     path = chromium()
     findings = pq.read_table(folder / "findings.parquet").to_pylist()

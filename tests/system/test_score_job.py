@@ -4,51 +4,20 @@ import contextlib
 import os
 import random
 import re
-import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
 from ray_processes import descendants, kill_all, named, wait_for
-from running_jobs import ROOT, Finished, Jobs
-from serving import CLASSES, make_bundle, photo
+from running_jobs import Jobs, Scored
 
-KILLS = int(os.environ.get("PROTOPNET_SCORE_KILLS", "3"))
-IMAGES = 84 * max(3, KILLS)  # enough that there is something left to do at each
+KILLS, IMAGES = Scored.KILLS, Scored.IMAGES
 BAD = IMAGES // 12
-SETTINGS = ["--explain=2", "--chunk-rows=8", "--batch-size=8"]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Images, a bundle, and what scoring them says when nobody disturbs it."""
-
-    images: Path
-    bundle: str
-    output: Path
-    job: Finished
-
-    def arguments(self, output: Path | str, source: Path | str | None = None) -> list[str]:
-        return ["--bundle", self.bundle, "--input", str(source or self.images), "--output", str(output), *SETTINGS]
-
-
-@pytest.fixture(scope="module")
-def scored(jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> Scored:
-    folder = tmp_path_factory.mktemp("scored")
-    images, bundle = folder / "in", make_bundle(folder / "bundle", 0)
-    for n in range(IMAGES):
-        path = images / CLASSES[n % len(CLASSES)] / f"photo {n:03}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(photo(n, width=90 + n % 7) if n % 12 else b"no picture")
-    todo = Scored(images, bundle, folder / "out", Finished(0, "", ""))
-    return Scored(images, bundle, folder / "out", jobs.run("score", *todo.arguments(folder / "out")))
 
 
 def rows(folder: Path) -> pa.Table:
@@ -101,26 +70,6 @@ def test_one_line_says_what_is_wrong(scored: Scored, jobs: Jobs, tmp_path: Path)
     assert "there is nothing at" in error(*scored.arguments(tmp_path / "o", tmp_path / "nowhere.txt"))
     other = error(*scored.arguments(scored.output), "--precision=bf16")
     assert "--precision float32, not bf16; give what it was begun with to go on, or another --output" in other
-
-
-def commands() -> list[str]:
-    """The one-liners of the section on scores in docs/data-formats.md."""
-    section = (ROOT / "docs/data-formats.md").read_text().split("\n## Scores\n")[1].split("\n## ")[0]
-    return [line.strip() for line in section.splitlines() if line.startswith(("    duckdb -c", "    python -c"))]
-
-
-def test_the_documented_one_liners_run(scored: Scored) -> None:
-    assert {command.split()[0] for command in commands()} == {"duckdb", "python"}
-    os.symlink(scored.output, scored.output.parent / "scores")
-    for command in commands():
-        program, _, text = shlex.split(command)
-        if program == "duckdb":
-            text = f"import duckdb; print(duckdb.sql({text!r}))"
-        done = subprocess.run(
-            [sys.executable, "-c", text], cwd=scored.output.parent, capture_output=True, text=True, timeout=100
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip(), command
 
 
 # Kills

@@ -233,33 +233,9 @@ def test_a_baseline_by_the_same_job(baseline: Path) -> None:
     assert summary["stages"][1]["workers"] == 2
 
 
-@pytest.fixture(scope="module")
-def from_data(jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another way through: own folders without splits, start from data, two cycles, log similarity."""
-    folder = tmp_path_factory.mktemp("folders")
-    random = np.random.default_rng(0)
-    for label in range(3):
-        (folder / "images" / f"class {label}").mkdir(parents=True)
-        for n in range(14):
-            pixels = random.integers(0, 90, (80, 70, 3), np.uint8) + np.uint8(55 * label)
-            Image.fromarray(pixels).save(folder / "images" / f"class {label}" / f"{n:02d}.png")
-    (folder / "images/class 1/broken.png").write_bytes(b"not an image")
-    changes = {"data__source": "folder", "data__path": folder / "images", "train__cycles": 2, "augment__copies": 1}
-    changes |= {
-        "model__start": "data",
-        "model__similarity": "log",
-        "model__prototypes": "null",
-        "train__warm_epochs": 1,
-    }
-    changes |= {"train__joint_epochs": 0, "train__next_joint_epochs": 1, "last_layer__copies": 0}
-    changes |= {"train__patience": 2}
-    job = jobs.train(folder, name="own", **changes)
-    assert job.code == 0, job
-    return folder / "own"
-
-
 @pytest.mark.slow
-def test_own_folders_start_from_data_and_several_cycles(from_data: Path) -> None:
+def test_own_folders_start_from_data_and_several_cycles(own_run: TrainedRun) -> None:
+    from_data = own_run.folder
     kinds = [stage["name"].split("-", 1)[1] for stage in summary_of(from_data)["stages"]]
     assert kinds == ["data", "start", *["joint", "push", "last-layer"] * 2, "bundle", "evaluate"]
     assert len(pq.read_table(from_data / "bundle/prototypes.parquet")) == 30  # ten a class
