@@ -1,5 +1,5 @@
-"""`python -m serve`; see `protopnet.serving.__main__`."""
+"""Serve bundles over HTTP from this machine. See `protopnet/commands/serve.py`."""
 
-from protopnet.serving.__main__ import main
+from protopnet.commands.serve import main
 
 main()

@@ -15,7 +15,7 @@ import ray
 ROOT = Path(__file__).parents[1]
 # The whole way from images to a bundle, as small as it goes: 4 kinds of bird, 8 training images each.
 TINY = {
-    "config": "configs/quickstart.yaml",
+    "config": str(ROOT / "configs/quickstart.yaml"),
     "birds.classes": 4,
     "birds.train_per_class": 10,
     "birds.test_per_class": 3,
@@ -51,8 +51,12 @@ class Finished:
         return lines[0]
 
 
+@dataclass(frozen=True)
 class Jobs:
-    """Starts the jobs of this checkout."""
+    """Starts jobs as users do who have installed the package, in a folder where there is nothing of the checkout."""
+
+    programs: Path
+    folder: Path
 
     def options(self, **changes: object) -> list[str]:
         """TINY with some settings changed; `model__cut` stands for `model.cut`, None leaves a setting out."""
@@ -60,11 +64,11 @@ class Jobs:
         return [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
 
     def start(self, job: str, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments]
+        command = [str(self.programs / "protopnet"), job, *arguments]
         environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
         environment.pop("RAY_ADDRESS", None)
         return subprocess.Popen(
-            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
 
     def finish(self, process: subprocess.Popen[str], timeout: float = 500) -> Finished:
@@ -79,7 +83,7 @@ class Jobs:
         return self.finish(self.start(job, *arguments))
 
     def run_here(self, job: str, *arguments: str) -> Finished:
-        """The same within this process and on its Ray, where there is one: starting both is most of a small job's time."""
+        """The same job of the checkout in this process, on its Ray where there is one: starting both takes long."""
         out, err, before, had_ray = io.StringIO(), io.StringIO(), sys.argv, ray.is_initialized()
         sys.argv = [f"{job}.py", *arguments]
         code: object = 0

@@ -5,14 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from installed import build_wheel, install
 from PIL import Image
 from running_jobs import Finished, Jobs, Left, Scored, TrainedRun
 from serving import CLASSES, Client, LocalServe, make_bundle, photo
 
 
 @pytest.fixture(scope="session")
-def jobs() -> Jobs:
-    return Jobs()
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    """Those of the wheel, outside the checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    return Jobs(install(build_wheel(folder), folder / "venv"), tmp_path_factory.mktemp("elsewhere"))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""`python -m serve` as people run it: on this machine alone, until it is told to stop."""
+"""`protopnet serve` and `python -m serve` as people run them: on this machine alone, until told to stop."""
 
 import os
 import re
@@ -12,17 +12,20 @@ from pathlib import Path
 
 import pytest
 from ray_processes import descendants, kill_all, wait_for
+from running_jobs import Jobs
 from serving import Answer, Client, photo
 
 ROOT = Path(__file__).parents[2]
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, installed: Jobs | None = None) -> subprocess.Popen[str]:
+    """The wheel's command outside the checkout, or the checkout's."""
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, "-m", "serve", *arguments]
+    command = [str(installed.programs / "protopnet"), "serve"] if installed else [sys.executable, "-m", "serve"]
+    folder = installed.folder if installed else ROOT
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+    return subprocess.Popen([*command, *arguments], cwd=folder, env=environment, text=True, **pipes)
 
 
 def free_port() -> int:
@@ -65,9 +68,9 @@ def test_a_port_in_use_is_named(bundles):
     assert "change port" in err
 
 
-def test_it_serves_this_machine_alone_and_answers_what_it_has_taken_on_before_it_ends(bundles):
+def test_it_serves_this_machine_alone_and_answers_what_it_has_taken_on_before_it_ends(bundles, jobs):
     port = free_port()
-    process = start("--bundles", bundles[0], "--port", str(port), "--member.batch_wait_s", "1")
+    process = start("--bundles", bundles[0], "--port", str(port), "--member.batch_wait_s", "1", installed=jobs)
     below: list[int] = []
     try:
         assert process.stdout is not None
@@ -76,6 +79,7 @@ def test_it_serves_this_machine_alone_and_answers_what_it_has_taken_on_before_it
         below = list(descendants(process.pid))
         client = Client(f"http://127.0.0.1:{port}")
         wait_for(lambda: client.get("/readyz").status == 200, 30)
+        assert client.get("/").status == client.get("/page/app.js").status == 200
         if not (address := own_address()).startswith("127."):
             with pytest.raises(OSError), socket.create_connection((address, port), timeout=5):
                 pass

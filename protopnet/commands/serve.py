@@ -70,7 +70,3 @@ def _check_free(host: str, port: int) -> None:
 def _logs() -> Path:
     context = ray.get_runtime_context()
     return Path(context.get_temp_dir()) / context.get_session_name() / "logs" / "serve"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,35 @@
+"""`protopnet COMMAND …`: the jobs and the service by the names of their modules in `protopnet/commands/`."""
+
+import importlib
+import sys
+
+from protopnet.cli import nearest
+from protopnet.errors import UserError, exit_with_a_sentence
+
+COMMANDS = {
+    "prepare": "turn any source of images into shards",
+    "train": "train a ProtoPNet, from images to a bundle",
+    "evaluate": "how good a bundle is on labelled images",
+    "explain": "why the model decides as it does, for a few images",
+    "audit": "what each prototype means, and which are doubtful",
+    "prune": "drop, merge or move prototypes without training again",
+    "score": "score any number of images to Parquet",
+    "serve": "serve bundles over HTTP from this machine",
+}
+
+
+@exit_with_a_sentence
+def main() -> None:
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: protopnet COMMAND …        protopnet COMMAND --help explains its settings\n")
+        print("\n".join(f"  {command:<10}{purpose}" for command, purpose in COMMANDS.items()))
+        return
+    if name not in COMMANDS:
+        raise UserError(f"there is no command {name}; did you mean protopnet {nearest(name, COMMANDS)}?")
+    sys.argv = [f"protopnet {name}", *arguments]
+    importlib.import_module(f"protopnet.commands.{name}").main()  # only then: the others' imports take seconds
+
+
+if __name__ == "__main__":
+    main()

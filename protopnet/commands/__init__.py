@@ -1,0 +1,1 @@
+"""What a person starts, a module each: settings from the command line, the work, where the result is."""

@@ -1,0 +1,73 @@
+"""Turn any source of images into Parquet shards.
+
+python jobs/prepare.py --data.source cub --data.path CUB_200_2011 --output shards/cub
+python jobs/prepare.py --data.source folder --data.path s3://bucket/flowers --output s3://bucket/shards/flowers
+"""
+
+import sys
+import time
+
+from protopnet.cli import parse
+from protopnet.config import PrepareSettings
+from protopnet.datasets.open import open_source
+from protopnet.datasets.rows import Dataset
+from protopnet.datasets.shards import check_output, write_shards
+from protopnet.errors import exit_with_a_sentence
+
+
+class CountLine:
+    """A line that is kept up to date on a terminal, and printed twice a minute into a log."""
+
+    def __init__(self, doing: str) -> None:
+        self.doing = doing
+        self.start = self.shown = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+
+    def __call__(self, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        last = done == total
+        if now - self.shown < (0.2 if self.terminal else 30) and not last:
+            return
+        self.shown = now
+        amount = f"{done:,}" if total is None else f"{done:,} of {total:,}"
+        line = f"{self.doing} {amount} images, {done / max(now - self.start, 1e-3):,.0f} a second"
+        end = "" if self.terminal and not last else "\n"
+        print(f"\r\033[K{line}" if self.terminal else line, file=sys.stderr, end=end, flush=True)
+
+    def end(self) -> None:
+        """Leave the line on a terminal for what is printed next."""
+        if self.terminal:
+            print("\r\033[K", file=sys.stderr, end="", flush=True)
+
+
+def summary(dataset: Dataset, output: str, seconds: float) -> str:
+    """What was written, and every image that wasn't, up to ten."""
+    counts = ", ".join(f"{count:,} {split}" for split, count in dataset.counts().items() if count)
+    images, classes = dataset.table.num_rows, len(dataset.classes)
+    lines = [f"{images:,} images of {classes} classes in {seconds:.0f} s: {counts}"]
+    errors = dataset.errors.to_pylist()
+    lines += [f"not used: {error['uri']}: {error['reason']}" for error in errors[:10]]
+    if len(errors) > 10:
+        lines.append(f"not used: {len(errors) - 10:,} more, listed in the shards' errors table")
+    lines.append(f"dataset: {output}")
+    return "\n".join(lines)
+
+
+@exit_with_a_sentence
+def main() -> None:
+    settings = parse(PrepareSettings)
+    start = time.monotonic()
+    check_output(settings.output, settings.overwrite)
+    source = open_source(settings, CountLine("checked"))
+    writing = CountLine("written")
+    dataset = write_shards(
+        source.rows,
+        settings.output,
+        source.classes,
+        source.about,
+        overwrite=settings.overwrite,
+        progress=writing,
+        max_bad=settings.data.max_bad,
+    )
+    writing.end()
+    print(summary(dataset, settings.output, time.monotonic() - start))
