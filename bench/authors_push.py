@@ -48,7 +48,7 @@ def authors_push(network: ProtoPNet, batches: Iterable[tuple[np.ndarray, np.ndar
 
 @torch.no_grad()
 def _maps(network: ProtoPNet, pixels_BHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    latent_BDHW = network.latent(imaging.normalise(torch.from_numpy(pixels_BHWC)))
+    latent_BDHW = network.latent(imaging.normalise(torch.from_numpy(pixels_BHWC), network.preprocessing))
     squares_B1HW = F.conv2d(latent_BDHW**2, torch.ones(1, *network.prototypes.shape[1:]))
     products_BPHW = F.conv2d(latent_BDHW, network.prototypes)
     norms_P11 = (network.prototypes**2).sum(dim=(1, 2, 3))[:, None, None]

@@ -11,7 +11,8 @@ from common import Ratio, arguments_of, conclude, photographs, resnet18_weights,
 from protopnet import imaging
 from protopnet.config import ModelSettings
 from protopnet.datasets.reader import ImageReader
-from protopnet.model.bundle import Bundle, BundleInfo, Preprocessing
+from protopnet.imaging import Preprocessing
+from protopnet.model.bundle import Bundle, BundleInfo
 from protopnet.model.network import build_network, placed, set_phase
 from protopnet.predictor import Predictor
 
@@ -26,7 +27,8 @@ def main() -> None:
     rows = rows.take(np.linspace(0, len(rows) - 1, arguments.batch).astype(int))
     photos = [imaging.decode(data) for data in ImageReader().read(rows, range(len(rows)))]
     pixels_BHWC = torch.from_numpy(np.stack([imaging.resize(photo, arguments.size) for photo in photos]))
-    images_B3HW, sizes = imaging.normalise(pixels_BHWC), [photo.size for photo in photos]
+    images_B3HW = imaging.normalise(pixels_BHWC, Preprocessing(size=arguments.size))
+    sizes = [photo.size for photo in photos]
     predictor = Predictor([_bundle(arguments.classes, arguments.size, arguments.similarity)])
     image_R = np.repeat(np.arange(len(sizes)), arguments.top_classes)
 

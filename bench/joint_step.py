@@ -50,7 +50,7 @@ class Subject:
         shape = (arguments.batch, arguments.size, arguments.size, 3)
         pixels_BHWC = torch.randint(0, 256, shape, dtype=torch.uint8)
         self.batch = (pixels_BHWC, torch.arange(arguments.batch) % arguments.classes)
-        self.images_B3HW = imaging.normalise(pixels_BHWC.to(self.device))
+        self.images_B3HW = imaging.normalise(pixels_BHWC.to(self.device), self.network.preprocessing)
 
     def joint_step(self) -> None:
         self.step(self.batch)
@@ -81,7 +81,7 @@ class Subject:
             prototype_loss(output, labels_B, self.network, self.train)["total"].backward()
 
         return {
-            "normalise": lambda: imaging.normalise(pixels_BHWC),
+            "normalise": lambda: imaging.normalise(pixels_BHWC, self.network.preprocessing),
             "add-on layers": add_on,
             "prototypes, loss": prototypes_and_loss,
             "optimiser": self.optimiser.step,

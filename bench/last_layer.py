@@ -62,10 +62,8 @@ class Subject:
         network = build_network(self.settings.model, len(data.classes))
         assert isinstance(network, ProtoPNet)
         self.network = network
-        start_from_patches(
-            network, sample_patches(network, self.rows, size=self.size, seed=0, options=self.options), seed=0
-        )
-        apply_push(network, push(network, self.rows, size=self.size, distinct=True, options=self.options))
+        start_from_patches(network, sample_patches(network, self.rows, seed=0, options=self.options), seed=0)
+        apply_push(network, push(network, self.rows, distinct=True, options=self.options))
 
     def _options(self) -> PassOptions:
         connect(self.settings.compute)
@@ -79,7 +77,6 @@ class Subject:
             self.network,
             self.settings.model.own_connection,
             self.rows,
-            size=self.size,
             settings=self.settings.last_layer,
             options=self.options,
             on_images=lambda images: told.append(time.perf_counter()),
@@ -90,7 +87,7 @@ class Subject:
     def similarities(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The same matrix once more, here, with its labels."""
         rows = with_copies(self.rows, self.settings.last_layer.copies)
-        outputs = run_pass(rows, SimilarityTask(self.network, self.size), self.options)
+        outputs = run_pass(rows, SimilarityTask(self.network), self.options)
         table = pa.concat_tables([output for _, output in outputs])
         flat = table["similarities"].combine_chunks().flatten().to_numpy()
         labels = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
@@ -108,7 +105,7 @@ class Subject:
         before = network.last_layer.weight.detach().clone()
 
         def step() -> None:
-            logits_BK = network(imaging.normalise(pixels_BHWC)).logits_BK
+            logits_BK = network(imaging.normalise(pixels_BHWC, network.preprocessing)).logits_BK
             self._loss(logits_BK, labels_B, network.last_layer.weight).backward()
             optimiser.step()
             optimiser.zero_grad()

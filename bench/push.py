@@ -64,23 +64,23 @@ class Subject:
         network = build_network(self.settings.model, len(data.classes))
         assert isinstance(network, ProtoPNet)
         self.network = network
-        sample = sample_patches(network, self.rows, size=self.size, seed=0, options=self.options)
+        sample = sample_patches(network, self.rows, seed=0, options=self.options)
         start_from_patches(network, sample, seed=0)
         placed(network, torch.device("cpu"))
 
     def push(self) -> None:
-        result = push(self.network, self.rows, size=self.size, distinct=True, options=self.options)
+        result = push(self.network, self.rows, distinct=True, options=self.options)
         self.starts = 1 + (result.refined > 0)
 
     def start(self) -> object:
         """Everything a push does before its first batch, and one image."""
         k = candidates_needed(self.network.prototype_class.numpy(), distinct=True)
-        return list(run_pass(self.rows.slice(0, 1), NearestTask(self.network, self.size, k), self.options))
+        return list(run_pass(self.rows.slice(0, 1), NearestTask(self.network, k), self.options))
 
     def loop(self, ahead: int = 0) -> None:
         with torch.inference_mode(), true_float32():
             for pixels_BHWC, _ in self.batches(self.options.batch_size, ahead):
-                self.network.latent(imaging.normalise(torch.from_numpy(pixels_BHWC)))
+                self.network.latent(imaging.normalise(torch.from_numpy(pixels_BHWC), self.network.preprocessing))
 
     def authors(self) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -123,7 +123,7 @@ class Subject:
     def _loop(self, ahead: int) -> None:
         slices = [self.files[start : start + BATCH] for start in range(0, len(self.files), BATCH)]
         for pixels_BHWC in decoded_ahead(slices, self._decode, ahead):
-            self.predictor.scores(imaging.normalise(torch.from_numpy(pixels_BHWC)))
+            self.predictor.scores(imaging.normalise(torch.from_numpy(pixels_BHWC), self.predictor.preprocessing))
 
     def _decode(self, files: list[str], over: Callable) -> np.ndarray:
         return np.stack(list(over(lambda file: imaging.load(Path(file).read_bytes(), self.predictor.size), files)))

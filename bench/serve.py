@@ -103,7 +103,7 @@ def forward(predictor: Predictor, pixels_BHWC: np.ndarray, threads: int) -> floa
     """CPU seconds an image, in a batch of these, by as many threads as in the service."""
     torch.set_num_threads(threads)
     started = time.process_time()
-    predictor.scores(imaging.normalise(torch.from_numpy(pixels_BHWC)))
+    predictor.scores(imaging.normalise(torch.from_numpy(pixels_BHWC), predictor.preprocessing))
     return (time.process_time() - started) / len(pixels_BHWC)
 
 

@@ -4,7 +4,7 @@ The models here are at once the YAML file (`configs/*.yaml`), the command line
 (`--model.backbone vgg19`, see `protopnet.cli`) and the record kept in the run folder.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -68,19 +68,27 @@ class ModelSettings(Section):
         "protopnet", description="protopnet, or its black-box counterpart: the same backbone with a linear head"
     )
     backbone: str = Field(
-        "resnet18", description="any torchvision classification network by name (vgg16, densenet121, squeezenet1_0, …)"
+        "resnet18",
+        description="a torchvision classification network by name (vgg16, densenet121, …), or one of timm's: "
+        "timm/convnext_tiny, timm/vit_small_patch14_dinov2.lvd142m, …",
     )
     cut: str | None = Field(
         None,
-        description="name of the torchvision module whose output is the feature map, e.g. layer2; "
-        "the authors' place when left out",
+        description="name of the module whose output is the feature map, e.g. layer2 (torchvision) or one of timm's own "
+        "feature maps, e.g. blocks.7 or stages.2; the authors' place, or the last map, when left out",
     )
     weights: str | None = Field(
         None,
         description="weights the backbone starts with: a .pth or .safetensors file (local or s3://), "
-        "`imagenet` to download torchvision's, or nothing: from scratch",
+        "`imagenet` to download torchvision's, `pretrained` to download timm's, or nothing: from scratch",
     )
-    image_size: int = Field(224, ge=32, le=2048, description="images are resized to this many pixels on each side")
+    image_size: int = Field(
+        224,
+        ge=32,
+        le=2048,
+        description="images are resized to this many pixels on each side; "
+        "for timm's networks the size their weights were trained for when left out",
+    )
     add_on: Literal["regular", "bottleneck"] = Field("regular", description="layers between backbone and prototypes")
     prototype_depth: int = Field(128, ge=2, le=4096, description="channels of the latent map and of each prototype")
     prototypes: int | None = Field(
@@ -102,6 +110,18 @@ class ModelSettings(Section):
         description="data: add-on layers from the principal directions of the backbone's patches, prototypes from "
         "k-means of each class's patches; random: as published",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_as_trained(cls, given: Any) -> Any:
+        """timm knows the size of image that each of its networks was trained for."""
+        backbone = given.get("backbone") if isinstance(given, dict) else None
+        if not isinstance(backbone, str) or not backbone.startswith("timm/") or "image_size" in given:
+            return given
+        import timm  # only where it is asked for: importing it takes seconds
+
+        trained: Any = timm.get_pretrained_cfg(backbone.removeprefix("timm/"), allow_unregistered=True)
+        return given if trained is None else {**given, "image_size": max(trained.input_size[1:])}
 
     @property
     def own_connection(self) -> float:

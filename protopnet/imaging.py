@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,17 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class Preprocessing(BaseModel):
+    """How an image becomes a network's input: `resize`d to a square of `size`, then `normalise`d."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    resize: Literal["bilinear"] = "bilinear"  # antialiased, aspect ratio not kept
 
 
 class BadImage(Exception):
@@ -93,13 +105,13 @@ def load(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return resize(decode(data, max_pixels=max_pixels), size)
 
 
-def normalise(pixels_BHWC: "torch.Tensor") -> "torch.Tensor":
-    """uint8 B×H×W×3 to float32 B×3×H×W in channels-last order, with ImageNet's mean and deviation."""
+def normalise(pixels_BHWC: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tensor":
+    """uint8 B×H×W×3 to float32 B×3×H×W in channels-last order, with the network's mean and deviation."""
     B, H, W, _ = pixels_BHWC.shape
     # Whole rows of W*3 numbers at a time, several times faster than three by three on a CPU.
     x_BHR = pixels_BHWC.reshape(B, H, W * 3).float()
-    mean_R = (x_BHR.new_tensor(IMAGENET_MEAN) * 255).repeat(W)
-    std_R = (x_BHR.new_tensor(IMAGENET_STD) * 255).repeat(W)
+    mean_R = (x_BHR.new_tensor(preprocessing.mean) * 255).repeat(W)
+    std_R = (x_BHR.new_tensor(preprocessing.std) * 255).repeat(W)
     # Permuted, it lies in memory as channels_last wants it.
     return x_BHR.sub_(mean_R).div_(std_R).view(B, H, W, 3).permute(0, 3, 1, 2)
 

@@ -16,6 +16,7 @@ import torch
 from protopnet.errors import UserError
 from protopnet.evidence.explanation import Explainer, Explanation, explaining
 from protopnet.evidence.ranking import View
+from protopnet.imaging import Preprocessing
 from protopnet.model.bundle import Bundle, BundleInfo, load_bundle
 from protopnet.model.network import ProtoPNet, placed
 from protopnet.model.prototypes import true_float32
@@ -43,6 +44,7 @@ class Predictor:
         first = bundles[0].info
         self.bundles = list(bundles)
         self.classes: list[str] = list(first.classes)
+        self.preprocessing: Preprocessing = first.preprocessing
         self.size: int = first.preprocessing.size
 
     @classmethod

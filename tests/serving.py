@@ -36,7 +36,8 @@ def photo(seed: int = 0, width: int = 90, height: int = 60, kind: str = "JPEG", 
 
 def pixels(*encoded: bytes) -> torch.Tensor:
     """Normalised input of the network, as every path without augmentation makes it."""
-    return imaging.normalise(torch.from_numpy(np.stack([imaging.load(data, SIZE) for data in encoded])))
+    pixels_BHWC = torch.from_numpy(np.stack([imaging.load(data, SIZE) for data in encoded]))
+    return imaging.normalise(pixels_BHWC, imaging.Preprocessing(size=SIZE))
 
 
 def make_bundle(folder: Path, seed: int, kind: str = "protopnet") -> str:

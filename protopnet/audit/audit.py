@@ -21,23 +21,17 @@ from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
 from protopnet.evidence.explanation import explaining
 from protopnet.model.bundle import Bundle
-from protopnet.model.network import ProtoPNet, placed
+from protopnet.model.network import ProtoPNet
 from protopnet.passes.describe import DescribeTask
-from protopnet.passes.image_pass import PassOptions, run_pass
+from protopnet.passes.image_pass import NetworkTask, PassOptions, run_pass
 from protopnet.passes.nearest_patches import nearest_patches
 
 
 @dataclass
-class UseTask:
+class UseTask(NetworkTask):
     """`ImageTask`: how each prototype is used on the images of a batch, as one row."""
 
-    network: ProtoPNet
-    size: int
     top: int
-
-    def to(self, device: torch.device) -> "UseTask":
-        placed(self.network, device)
-        return self
 
     def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
         network = self.network
@@ -47,10 +41,10 @@ class UseTask:
         return use_of_batch(seen, connections_KP, classes_P, rows["label"].to_numpy(), self.top).to_table()
 
 
-def count_use(network: ProtoPNet, rows: pa.Table, *, size: int, top: int, options: PassOptions) -> Use:
+def count_use(network: ProtoPNet, rows: pa.Table, *, top: int, options: PassOptions) -> Use:
     """What each prototype is used for on manifest rows. top: how many prototypes are the top evidence for an image."""
     total = Use.nothing(len(network.prototype_class), network.last_layer.out_features)
-    for _, output in run_pass(rows, UseTask(network, size, top), options):
+    for _, output in run_pass(rows, UseTask(network, top), options):
         total = total + Use.from_table(output)
     return total
 
@@ -65,13 +59,13 @@ class Described:
 
 
 def describe_patches(
-    network: ProtoPNet, rows: pa.Table, places: pa.Table, classes: list[str], *, size: int, options: PassOptions
+    network: ProtoPNet, rows: pa.Table, places: pa.Table, classes: list[str], *, options: PassOptions
 ) -> Described:
     """Box, activation map and picture of patches on manifest rows. places: prototype, image_id, row, column; one patch
     at most for a prototype and an image."""
     places = places.select(["prototype", "image_id", "row", "column"])
     images = rows.filter(pc.is_in(rows["image_id"], value_set=pc.unique(places["image_id"])))
-    task = DescribeTask(network, size, places, classes, sources=False, max_pixels=options.max_pixels)
+    task = DescribeTask(network, places, classes, sources=False, max_pixels=options.max_pixels)
     tables: list[pa.Table] = []
     thumbnails: dict[int, bytes] = {}
     for _, output in run_pass(images, task, options):
@@ -113,15 +107,13 @@ def audit_bundle(bundle: Bundle, dataset: Dataset, settings: AuditSettings, opti
     images = {split: len(dataset.split(split)) for split in wanted if len(dataset.split(split))}
     if "train" not in images:
         raise UserError("the data has no training images: give the data that the bundle was trained on")
-    size = bundle.info.preprocessing.size
     candidates = {
-        split: nearest_patches(network, dataset.split(split), size=size, k=wanted[split], options=options)
-        for split in images
+        split: nearest_patches(network, dataset.split(split), k=wanted[split], options=options) for split in images
     }
     use_split = "test" if "test" in images else "train"
-    use = count_use(network, dataset.split(use_split), size=size, top=settings.top, options=options)
+    use = count_use(network, dataset.split(use_split), top=settings.top, options=options)
     places = pa.concat_tables(candidates.values())
-    seen = describe_patches(network, dataset.table, places, dataset.classes, size=size, options=options)
+    seen = describe_patches(network, dataset.table, places, dataset.classes, options=options)
     class_P = network.prototype_class.cpu().numpy()
     pairs = close_pairs(
         network.prototypes,

@@ -167,7 +167,6 @@ class Corrector:
         result = push(
             draft.only(moving).network(self.network, self.model),
             rows.filter(pc.is_in(rows["label"], value_set=pa.array(draft.labels(moving), pa.int32()))),
-            size=self.model.image_size,
             distinct=self.trained.push.distinct,
             options=options,
             barred=self._bars.with_places(self._taken(draft, moving)).masks,
@@ -187,7 +186,7 @@ class Corrector:
         k, threshold = self.corrections.k, self.corrections.threshold
         network = draft.network(self.network, self.model)
         rows = self.dataset.split("train")
-        nearest = nearest_patches(network, rows, size=self.model.image_size, k=k, options=options)
+        nearest = nearest_patches(network, rows, k=k, options=options)
         verdict = prune_by_neighbours(nearest, draft.prototype_class_P, threshold)
         removed, spared = draft.named(verdict.removed), draft.named(verdict.spared)
         counts = {str(number): int(own) for number, own in zip(draft.numbers_P, verdict.own_P, strict=True)}

@@ -64,7 +64,7 @@ def resolve(corrector: Corrector, correction: Correction, options: PassOptions, 
     copies, threads = 0 if keep_connections else corrector.trained.last_layer.copies, options.plan.threads
     blocks = []
     if len(rows):
-        blocks = cache_similarities(everything, rows, size=corrector.model.image_size, copies=copies, options=options)
+        blocks = cache_similarities(everything, rows, copies=copies, options=options)
     network = draft.network(corrector.network, corrector.model)
     if not blocks:
         return Rewritten(network, {}, {}, {}, None)
@@ -94,8 +94,7 @@ def write_corrected(
 ) -> str:
     """Write the new bundle and return its hash. Its prototypes are numbered anew."""
     places = places_table(correction.draft)
-    size = corrector.model.image_size
-    prototypes = describe_prototypes(rewritten.network, corrector.dataset, places, size=size, options=options)
+    prototypes = describe_prototypes(rewritten.network, corrector.dataset, places, options=options)
     entry = history_entry(bundle.hash, corrector, correction, rewritten)
     provenance = {**bundle.info.provenance, "history": [*corrector.history, entry]}
     return save_bundle(uri, rewritten.network, corrector.model, bundle.classes, provenance, prototypes)

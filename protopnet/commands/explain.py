@@ -79,7 +79,7 @@ def explain(
         batch = photos[start : start + BATCH]
         pixels_BHWC = np.stack([imaging.resize(photo, predictor.size) for photo in batch])
         found += predictor.explain(
-            imaging.normalise(torch.from_numpy(pixels_BHWC)),
+            imaging.normalise(torch.from_numpy(pixels_BHWC), predictor.preprocessing),
             [photo.size for photo in batch],
             top_classes=settings.top_classes,
             top_prototypes=settings.top_prototypes,

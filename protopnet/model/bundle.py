@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +23,7 @@ from torch import Tensor
 from protopnet import storage
 from protopnet.config import ModelSettings
 from protopnet.errors import UserError
-from protopnet.imaging import IMAGENET_MEAN, IMAGENET_STD
+from protopnet.imaging import Preprocessing
 from protopnet.model.backbones import build_backbone
 from protopnet.model.network import Baseline, ProtoPNet, set_phase
 from protopnet.tables import parse_table
@@ -52,17 +52,6 @@ PROTOTYPE_SCHEMA = pa.schema(
         ("thumbnail", pa.binary()),  # JPEG of the source image
     ]
 )
-
-
-class Preprocessing(BaseModel):
-    """How an image becomes the network's input."""
-
-    model_config = ConfigDict(frozen=True)
-
-    size: int
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    resize: Literal["bilinear"] = "bilinear"  # antialiased, aspect ratio not kept
 
 
 class BundleInfo(BaseModel):
@@ -116,7 +105,7 @@ def save_bundle(
         similarity=model_settings.similarity,
         classes=list(classes),
         prototype_class=prototype_class,
-        preprocessing=Preprocessing(size=model_settings.image_size),
+        preprocessing=network.preprocessing,
         provenance=dict(provenance),
         sha256=_sha256(tensors),
         prototypes_sha256=_sha256(table) if table is not None else None,
@@ -167,7 +156,8 @@ def read_info(uri: str) -> tuple[BundleInfo, bytes]:
 def _network(info: BundleInfo, uri: str) -> ProtoPNet | Baseline:
     """The network with tensors still to be filled in."""
     model = info.architecture
-    backbone = build_backbone(model.backbone, model.cut)
+    backbone = build_backbone(model.backbone, model.cut, model.image_size)
+    backbone.preprocessing = info.preprocessing  # of then: another version of timm might know better
     if model.kind == "baseline":
         return Baseline(backbone, len(info.classes))
     of_prototypes = info.prototype_class or []

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from protopnet.config import ModelSettings
 from protopnet.errors import UserError
+from protopnet.imaging import Preprocessing
 from protopnet.model.backbones import Backbone, build_backbone
 from protopnet.model.prototypes import min_distances, similarity, true_float32
 from protopnet.model.weights import load_weights
@@ -54,13 +55,17 @@ class ProtoPNet(nn.Module):
         P, D = len(prototype_class), settings.prototype_depth
         self.kind = settings.similarity
         self.epsilon = settings.epsilon
-        self.image_size = settings.image_size
         self.backbone = backbone
         self.add_on = add_on_layers(settings.add_on, backbone.channels, D)
         self.prototypes = nn.Parameter(torch.rand(P, D, *settings.prototype_shape))
         self.register_buffer("prototype_class", prototype_class)
         self.last_layer = nn.Linear(P, num_classes, bias=False)
         self.connect_classes(settings.own_connection)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the input."""
+        return self.backbone.preprocessing
 
     def connect_classes(self, scale: float) -> None:
         """Start the class connections: +scale to a prototype's own class, -scale/2 to the others."""
@@ -109,6 +114,11 @@ class Baseline(nn.Module):
         self.backbone = backbone
         self.head = nn.Linear(backbone.channels, num_classes)
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the input."""
+        return self.backbone.preprocessing
+
     def forward(self, x_B3HW: Tensor) -> Output:
         pooled_BC = self.backbone(x_B3HW).mean(dim=(2, 3))
         with torch.autocast(x_B3HW.device.type, enabled=False):
@@ -122,7 +132,7 @@ def build_network(model: ModelSettings, num_classes: int, *, start_weights: bool
     """
     if model.kind == "protopnet":
         _class_by_class(model, num_classes)  # before anything that takes time
-    backbone = build_backbone(model.backbone, model.cut)
+    backbone = build_backbone(model.backbone, model.cut, model.image_size)
     _check_map(backbone, model)
     if start_weights:
         load_weights(backbone, model.weights)

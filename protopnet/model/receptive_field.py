@@ -10,7 +10,7 @@ from math import ceil, floor
 
 from torch import nn
 
-from protopnet.model.backbones import Backbone
+from protopnet.model.backbones import Backbone, is_timm
 
 # Branches beside the main path, which has the larger kernels: ResNet's and RegNet's shortcuts.
 _SHORTCUTS = ("downsample", "proj")
@@ -46,10 +46,12 @@ def receptive_field(backbone: Backbone, image_size: int) -> ReceptiveField:
     """The receptive field of the map's cells, for square images.
 
     The whole image where the layers can't be followed one by one (attention, squeeze-and-excitation,
-    branches with strides); too large rather than too small where they branch without.
+    branches with strides) and for timm's networks; too large rather than too small where they branch without.
     """
-    field = ReceptiveField(cells=image_size, jump=1, size=1, start=0.5)
     _, rows, _ = backbone.map_shape(image_size)
+    if is_timm(backbone.name):
+        return _whole_image(rows, image_size)
+    field = ReceptiveField(cells=image_size, jump=1, size=1, start=0.5)
     for name, layer in backbone.features.named_modules():
         if isinstance(layer, nn.AdaptiveAvgPool2d):
             return _whole_image(rows, image_size)

@@ -6,7 +6,7 @@ are an error.
 
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +18,10 @@ from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import Dataset
 from protopnet.model.boxes import activation_boxes, receptive_field_boxes, scale_boxes
 from protopnet.model.bundle import PROTOTYPE_SCHEMA
-from protopnet.model.network import ProtoPNet, placed
+from protopnet.model.network import ProtoPNet
 from protopnet.model.prototypes import distance_maps, paired_distances, similarity
 from protopnet.model.receptive_field import receptive_field
-from protopnet.passes.image_pass import PassOptions, run_pass
+from protopnet.passes.image_pass import NetworkTask, PassOptions, run_pass
 
 THUMBNAIL_SIDE = 256
 # "Each prototype equals a patch of a training image": squared distance after encoding that image again.
@@ -29,7 +29,7 @@ REENCODE_TOLERANCE = 1e-5
 
 
 @dataclass
-class DescribeTask:
+class DescribeTask(NetworkTask):
     """`ImageTask`: rows of `prototypes.parquet` for patches of the images of a batch.
 
     places: prototype, image_id, row and column of each patch. `sources`: the patches are those that the prototypes come
@@ -37,17 +37,14 @@ class DescribeTask:
     in one row only.
     """
 
-    network: ProtoPNet
-    size: int
     places: pa.Table
     classes: list[str]
     sources: bool = True
     max_pixels: int = imaging.MAX_PIXELS
 
-    def to(self, device: torch.device) -> "DescribeTask":
-        placed(self.network, device)
+    def to(self, device: torch.device) -> Self:
         self.reader = ImageReader()
-        return self
+        return super().to(device)
 
     def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
         latent_BDHW = self.network.latent(images_B3HW)
@@ -59,7 +56,7 @@ class DescribeTask:
         return pa.concat_tables(tables)
 
     def _describe(self, latent_1DHW: torch.Tensor, image: dict[str, Any], encoded: bytes) -> pa.Table:
-        network, size = self.network, self.size
+        network, size = self.network, self.preprocessing.size
         own = self.places.filter(pc.equal(self.places["image_id"], image["image_id"]))
         indices, cells = (
             own["prototype"].to_pylist(),
@@ -116,14 +113,12 @@ def thumbnail(encoded: bytes, max_pixels: int = imaging.MAX_PIXELS) -> bytes:
     return sink.getvalue()
 
 
-def describe_prototypes(
-    network: ProtoPNet, dataset: Dataset, places: pa.Table, *, size: int, options: PassOptions
-) -> pa.Table:
+def describe_prototypes(network: ProtoPNet, dataset: Dataset, places: pa.Table, *, options: PassOptions) -> pa.Table:
     """The rows of `prototypes.parquet`. places: image_id, row and column of the patch that each prototype is.
 
     Raises RuntimeError for a prototype that isn't that patch.
     """
     rows = dataset.split("train")
     rows = rows.filter(pc.is_in(rows["image_id"], value_set=pc.unique(places["image_id"])))
-    task = DescribeTask(network, size, places, dataset.classes, max_pixels=options.max_pixels)
+    task = DescribeTask(network, places, dataset.classes, max_pixels=options.max_pixels)
     return pa.concat_tables([output for _, output in run_pass(rows, task, options)]).sort_by("prototype")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,8 @@ from protopnet.datasets.feed import manifest_feed
 from protopnet.datasets.loader import changed
 from protopnet.datasets.rows import as_stored
 from protopnet.errors import UserError
+from protopnet.imaging import Preprocessing
+from protopnet.model.network import ProtoPNet, placed
 from protopnet.model.prototypes import true_float32
 from protopnet.tables import from_bytes, to_bytes
 
@@ -38,14 +40,29 @@ class ImageTask(Protocol):
     """What to do with a batch of images. Tasks are values: they are sent to the actors once a pass."""
 
     @property
-    def size(self) -> int:
-        """Side of the images that the task takes, in pixels."""
+    def preprocessing(self) -> Preprocessing:
+        """How the images become the input of its networks."""
 
     def to(self, device: torch.device) -> "ImageTask":
         """Move the networks inside to the device, in eval mode; called once in each actor."""
 
     def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
         """Rows of the manifest with their normalised images -> any rows."""
+
+
+@dataclass
+class NetworkTask:
+    """What the tasks of one network share."""
+
+    network: ProtoPNet
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.network.preprocessing
+
+    def to(self, device: torch.device) -> Self:
+        placed(self.network, device)
+        return self
 
 
 @dataclass(frozen=True)
@@ -67,7 +84,8 @@ class _ImageWorker:
         self.device = torch.device("cuda" if options.plan.gpus else "cpu")
         self.task = task.to(self.device)
         self.options = options
-        self.feed = manifest_feed(partial(_pixels, size=self.task.size, options=options), max(2, options.plan.threads))
+        pixels = partial(_pixels, size=self.task.preprocessing.size, options=options)
+        self.feed = manifest_feed(pixels, max(2, options.plan.threads))
 
     def __call__(self, block: pa.Table) -> pa.Table:
         batches = self.feed.batches(in_batches(block, self.options.batch_size))
@@ -80,7 +98,7 @@ class _ImageWorker:
     def _forward(self, rows: pa.Table, pixels_BHWC: np.ndarray) -> pa.Table:
         # True float32 for the backbone as well: TF32 would make a patch depend on the GPU and on the batch.
         with torch.inference_mode(), true_float32():
-            images_B3HW = imaging.normalise(torch.from_numpy(pixels_BHWC).to(self.device))
+            images_B3HW = imaging.normalise(torch.from_numpy(pixels_BHWC).to(self.device), self.task.preprocessing)
             return self.task(images_B3HW, rows)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from protopnet.model.network import ProtoPNet, placed
+from protopnet.model.network import ProtoPNet
 from protopnet.model.prototypes import paired_distances, patches
 from protopnet.passes.candidates import (
     Reducer,
@@ -24,30 +24,24 @@ from protopnet.passes.candidates import (
     rounding,
     vector_column,
 )
-from protopnet.passes.image_pass import PassOptions, run_pass
+from protopnet.passes.image_pass import NetworkTask, PassOptions, run_pass
 
 # Candidates as near as the last one needed, kept beside it: as many copies of an image there may be.
 SPARE_CANDIDATES = 64
 
 
 @dataclass
-class NearestTask:
+class NearestTask(NetworkTask):
     """`ImageTask`: the nearest patches of each prototype among the images of a batch.
 
     barred: by image_id, patches (rows x columns) that no prototype may take.
     """
 
-    network: ProtoPNet
-    size: int
     k: int
     own_class: bool = True
     one_per_image: bool = False
     spare: int = 0
     barred: Mapping[int, np.ndarray] = field(default_factory=dict)
-
-    def to(self, device: torch.device) -> "NearestTask":
-        placed(self.network, device)
-        return self
 
     def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
         network = self.network
@@ -77,7 +71,6 @@ def nearest_patches(
     network: ProtoPNet,
     rows: pa.Table,
     *,
-    size: int,
     k: int,
     options: PassOptions,
     on_images: Callable[[int], None] = lambda images: None,
@@ -87,11 +80,9 @@ def nearest_patches(
     CANDIDATE_SCHEMA rows sorted by prototype and rank, k a prototype (all images where there are fewer); `label` is
     the class of the image. Of equally near patches the earliest image, row and column come first.
     """
-    task = NearestTask(network, size, k, own_class=False, one_per_image=True, spare=SPARE_CANDIDATES)
+    task = NearestTask(network, k, own_class=False, one_per_image=True, spare=SPARE_CANDIDATES)
     best = collect(rows, task, options, on_images)
-    best, _ = settle(
-        network, rows, best, lambda found: _last_of_each(found, k), size=size, options=options, one_per_image=True
-    )
+    best, _ = settle(network, rows, best, lambda found: _last_of_each(found, k), options=options, one_per_image=True)
     return merge_nearest([first_of_each_image(best)], k)
 
 
@@ -115,7 +106,6 @@ def settle(
     best: pa.Table,
     pick: Callable[[pa.Table], Sequence[int]],
     *,
-    size: int,
     options: PassOptions,
     one_per_image: bool = False,
 ) -> tuple[pa.Table, int]:
@@ -126,7 +116,7 @@ def settle(
     refined = np.empty(0, dtype=np.int64)
     # A choice that changes may change those after it, so once isn't always enough.
     while len(doubtful := np.setdiff1d(doubtful_images(best, pick(best)), refined)):
-        best = _refine(network, rows, best, doubtful, size, options, one_per_image)
+        best = _refine(network, rows, best, doubtful, options, one_per_image)
         refined = np.union1d(refined, doubtful)
     return best, len(refined)
 
@@ -162,13 +152,12 @@ def _refine(
     rows: pa.Table,
     best: pa.Table,
     doubtful: np.ndarray,
-    size: int,
     options: PassOptions,
     one_per_image: bool,
 ) -> pa.Table:
     """The candidates again, those on doubtful images from maps computed one image at a time, by one thread: the
     last bits of a map depend on the threads as well."""
-    task = ExactTask(network, size, best.filter(_is_in(best["image_id"], doubtful)), one_per_image)
+    task = ExactTask(network, best.filter(_is_in(best["image_id"], doubtful)), one_per_image)
     single = replace(options, plan=replace(options.plan, threads=1), batch_size=1)
     images = rows.filter(_is_in(rows["image_id"], doubtful))
     exact = [output for _, output in run_pass(images, task, single)]
@@ -177,17 +166,11 @@ def _refine(
 
 
 @dataclass
-class ExactTask:
+class ExactTask(NetworkTask):
     """`ImageTask` for single images: candidates already found, their distances and patches computed exactly."""
 
-    network: ProtoPNet
-    size: int
     candidates: pa.Table
     one_per_image: bool = False
-
-    def to(self, device: torch.device) -> "ExactTask":
-        placed(self.network, device)
-        return self
 
     def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
         latent_BDHW = self.network.latent(images_B3HW)

@@ -33,7 +33,6 @@ def push(
     network: ProtoPNet,
     rows: pa.Table,
     *,
-    size: int,
     distinct: bool,
     options: PassOptions,
     barred: Mapping[int, np.ndarray] | None = None,
@@ -46,12 +45,10 @@ def push(
     """
     prototype_class_P = network.prototype_class.cpu().numpy()
     k = candidates_needed(prototype_class_P, distinct)
-    task = NearestTask(network, size, k, spare=SPARE_CANDIDATES, barred=barred or {})
+    task = NearestTask(network, k, spare=SPARE_CANDIDATES, barred=barred or {})
     best = collect(rows, task, options, on_images)
     _check_all_found(best, len(prototype_class_P))
-    best, refined = settle(
-        network, rows, best, lambda found: pick(found, prototype_class_P, distinct), size=size, options=options
-    )
+    best, refined = settle(network, rows, best, lambda found: pick(found, prototype_class_P, distinct), options=options)
     return PushResult(choose(best, prototype_class_P, distinct), refined)
 
 

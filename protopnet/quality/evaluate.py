@@ -13,6 +13,7 @@ import torch
 from protopnet import storage
 from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
+from protopnet.imaging import Preprocessing
 from protopnet.passes.image_pass import ImageTask, PassOptions, run_pass
 from protopnet.predictor import Predictor
 from protopnet.quality.classification import classification_metrics
@@ -29,8 +30,8 @@ class ScoreTask:
     batch_size: int
 
     @property
-    def size(self) -> int:
-        return self.predictor.size
+    def preprocessing(self) -> Preprocessing:
+        return self.predictor.preprocessing
 
     def to(self, device: torch.device) -> "ScoreTask":
         self.predictor.to(device)

@@ -14,6 +14,7 @@ import torch
 
 from protopnet.errors import UserError
 from protopnet.evidence.explanation import explaining
+from protopnet.imaging import Preprocessing
 from protopnet.model.bundle import Bundle
 from protopnet.model.network import ProtoPNet
 from protopnet.predictor import Predictor
@@ -81,8 +82,8 @@ class QualityTask:
     birds: Birds | None
 
     @property
-    def size(self) -> int:
-        return self.predictor.size
+    def preprocessing(self) -> Preprocessing:
+        return self.predictor.preprocessing
 
     def to(self, device: torch.device) -> "QualityTask":
         self.observer = Observer(self.predictor.to(device), self.batch_size, self.seed)

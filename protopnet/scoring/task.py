@@ -85,7 +85,7 @@ class Scorer:
         sizes_G2 = np.array([(picture.width, picture.height) for picture in seen])
         pixels_GHWC = torch.from_numpy(np.stack([picture.pixels for picture in seen])).to(self.device)
         with torch.inference_mode():
-            images_G3HW = imaging.normalise(pixels_GHWC)
+            images_G3HW = imaging.normalise(pixels_GHWC, self.predictor.preprocessing)
             scores, views = self._forward(images_G3HW)
             agreement = self._agreement(images_G3HW, scores, ids_G)
             logits_GK = scores.logits_BK.cpu().numpy()

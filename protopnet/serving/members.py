@@ -136,7 +136,7 @@ class Member:
 
     def _forward(self, bundle: BundleRef, pixels_BSS3: np.ndarray, whole: bool) -> list[Seen]:
         predictor = self._predictor(bundle)
-        images_B3SS = imaging.normalise(torch.from_numpy(pixels_BSS3).to(self._device))
+        images_B3SS = imaging.normalise(torch.from_numpy(pixels_BSS3).to(self._device), predictor.preprocessing)
         if whole and isinstance(predictor.bundles[0].network, ProtoPNet):
             parts = [part.cpu().numpy() for part in predictor.views(images_B3SS)[0]]
         else:

@@ -24,7 +24,7 @@ def write_bundle(
     prototypes = None
     if isinstance(network, ProtoPNet) and pushed is not None:
         places = pushed.select(["prototype", "image_id", "row", "column"])
-        prototypes = describe_prototypes(network, dataset, places, size=settings.model.image_size, options=options)
+        prototypes = describe_prototypes(network, dataset, places, options=options)
     provenance = {
         "run": settings.name,
         "protopnet": __version__,

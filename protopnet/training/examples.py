@@ -51,7 +51,7 @@ def explained_examples(
     labels = rows["label"].to_pylist()
     pixels_BHWC = torch.from_numpy(np.stack([imaging.resize(photo, predictor.size) for photo in photos]))
     explanations = predictor.explain(
-        imaging.normalise(pixels_BHWC),
+        imaging.normalise(pixels_BHWC, predictor.preprocessing),
         [photo.size for photo in photos],
         top_classes=1,
         top_prototypes=LISTED,

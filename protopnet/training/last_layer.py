@@ -20,22 +20,15 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from protopnet.config import LastLayerSettings
-from protopnet.model.network import ProtoPNet, placed
-from protopnet.passes.image_pass import PLAIN, PassOptions, run_pass_in_place, unpack
+from protopnet.model.network import ProtoPNet
+from protopnet.passes.image_pass import PLAIN, NetworkTask, PassOptions, run_pass_in_place, unpack
 from protopnet.training.proximal import metric_of
 from protopnet.training.solver import RowBlock, Solution, add_up, solve
 
 
 @dataclass
-class SimilarityTask:
+class SimilarityTask(NetworkTask):
     """`ImageTask`: the similarity of each image to each prototype."""
-
-    network: ProtoPNet
-    size: int
-
-    def to(self, device: torch.device) -> "SimilarityTask":
-        placed(self.network, device)
-        return self
 
     def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
         similarities_BP = self.network(images_B3HW).similarities_BP.cpu().numpy()
@@ -103,7 +96,6 @@ def optimise_last_layer(
     connection_scale: float,
     rows: pa.Table,
     *,
-    size: int,
     settings: LastLayerSettings,
     options: PassOptions,
     on_images: Callable[[int], None] = lambda images: None,
@@ -112,17 +104,15 @@ def optimise_last_layer(
 
     `rows`: manifest rows of all splits. The ridge pulls towards `anchor_KP`.
     """
-    blocks = cache_similarities(network, rows, size=size, copies=settings.copies, options=options)
+    blocks = cache_similarities(network, rows, copies=settings.copies, options=options)
     on_images(len(rows))
     return solve_last_layer(network, connection_scale, blocks, settings=settings, threads=options.plan.threads)
 
 
-def cache_similarities(
-    network: ProtoPNet, rows: pa.Table, *, size: int, copies: int, options: PassOptions
-) -> list[ray.ObjectRef]:
+def cache_similarities(network: ProtoPNet, rows: pa.Table, *, copies: int, options: PassOptions) -> list[ray.ObjectRef]:
     """The similarities of the rows, and of so many augmented copies of each training row, left where they were
     computed. `rows`: manifest rows of any splits."""
-    return run_pass_in_place(with_copies(rows, copies), SimilarityTask(network, size), options)
+    return run_pass_in_place(with_copies(rows, copies), SimilarityTask(network), options)
 
 
 def solve_last_layer(

@@ -170,7 +170,6 @@ def run_start(run: Run, stage: Stage, state_in: str | None) -> Result:
         sample = sample_patches(
             network,
             rows,
-            size=settings.model.image_size,
             seed=settings.seed,
             options=run.options(),
             on_images=run.counter(),
@@ -231,7 +230,6 @@ def run_push(run: Run, stage: Stage, state_in: str | None) -> Result:
     result = push_step.push(
         network,
         rows,
-        size=settings.model.image_size,
         distinct=settings.push.distinct,
         options=run.options(),
         on_images=run.counter(),
@@ -260,7 +258,6 @@ def run_last_layer(run: Run, stage: Stage, state_in: str | None) -> Result:
         network,
         settings.model.own_connection,
         rows,
-        size=settings.model.image_size,
         settings=settings.last_layer,
         options=run.options(),
         on_images=run.counter(),

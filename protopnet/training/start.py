@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from protopnet.errors import UserError
-from protopnet.model.network import ProtoPNet, placed
-from protopnet.passes.image_pass import PassOptions, run_pass
+from protopnet.model.network import ProtoPNet
+from protopnet.passes.image_pass import NetworkTask, PassOptions, run_pass
 
 # Patches kept from the whole data set: 1 GB of float16 at 512 channels. Enough for 1,000 classes of 1,000 patches.
 PATCH_BUDGET = 1_000_000
@@ -59,17 +59,11 @@ class PatchSample:
 
 
 @dataclass
-class PatchTask:
+class PatchTask(NetworkTask):
     """`ImageTask`: some windows of the backbone's feature map of each image, drawn by the image's id."""
 
-    network: ProtoPNet
-    size: int
     per_image: int
     seed: int
-
-    def to(self, device: torch.device) -> "PatchTask":
-        placed(self.network, device)
-        return self
 
     def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
         h, w = self.network.prototypes.shape[2:]
@@ -93,7 +87,6 @@ def sample_patches(
     network: ProtoPNet,
     rows: pa.Table,
     *,
-    size: int,
     seed: int,
     options: PassOptions,
     on_images: Callable[[int], None] = lambda images: None,
@@ -102,7 +95,7 @@ def sample_patches(
     rows = limit_per_class(rows, IMAGES_PER_CLASS, seed)
     per_image = max(1, PATCH_BUDGET // len(rows))
     outputs = []
-    for images, output in run_pass(rows, PatchTask(network, size, per_image, seed), options):
+    for images, output in run_pass(rows, PatchTask(network, per_image, seed), options):
         outputs.append(output)
         on_images(images)
     table = pa.concat_tables(outputs).sort_by("image_id")

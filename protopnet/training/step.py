@@ -61,7 +61,7 @@ class Stepper:
 
     def _forward(self, pixels_BHWC: torch.Tensor, labels_B: torch.Tensor) -> dict[str, torch.Tensor]:
         with autocast(self.precision, self.device):
-            output = self.model(imaging.normalise(pixels_BHWC))
+            output = self.model(imaging.normalise(pixels_BHWC, self.network.preprocessing))
         if isinstance(self.network, Baseline):
             terms = baseline_loss(output, labels_B, self.objective)
         else:

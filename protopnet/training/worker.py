@@ -239,7 +239,7 @@ class Worker:
         for batch, pixels in self.feed.batches(batches):
             pixels_BHWC = torch.from_numpy(np.stack(pixels)).to(self.place.device, non_blocking=True)
             with mixed_precision(self.train_settings, self.place.device):
-                logits_BK = self.network(imaging.normalise(pixels_BHWC)).logits_BK
+                logits_BK = self.network(imaging.normalise(pixels_BHWC, self.network.preprocessing)).logits_BK
             labels_B = torch.from_numpy(batch["label"].to_numpy().copy()).to(self.place.device)
             hits += (logits_BK.argmax(1) == labels_B).sum()
         if world > 1:

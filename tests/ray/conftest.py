@@ -93,7 +93,8 @@ def options() -> Options:
 def pixels(rows: pa.Table) -> torch.Tensor:
     """Normalised images of manifest rows."""
     encoded = ImageReader().read(rows, range(len(rows)))
-    return imaging.normalise(torch.from_numpy(np.stack([imaging.load(data, SIZE) for data in encoded])))
+    pixels_BHWC = torch.from_numpy(np.stack([imaging.load(data, SIZE) for data in encoded]))
+    return imaging.normalise(pixels_BHWC, imaging.Preprocessing(size=SIZE))
 
 
 @pytest.fixture(scope="session")

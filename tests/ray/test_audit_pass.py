@@ -23,7 +23,7 @@ def test_use_is_that_of_all_images_at_once(
         seen = network(pixels_of(rows))
     connections = network.last_layer.weight.detach().numpy()
     expected = use_of_batch(seen, connections, network.prototype_class.numpy(), rows["label"].to_numpy(), top=3)
-    use = count_use(network, rows, size=64, top=3, options=options(workers=2, blocks=3, batch=5))
+    use = count_use(network, rows, top=3, options=options(workers=2, blocks=3, batch=5))
     assert use.images == len(rows)
     assert dict(use.errors) == dict(expected.errors)
     for name in ("first_P", "top_P", "predicted_K", "right_K"):
@@ -34,8 +34,8 @@ def test_use_is_that_of_all_images_at_once(
 
 def test_patches_are_described_with_one_picture_an_image(network: ProtoPNet, birds: Dataset, options: Callable) -> None:
     rows, how = birds.split("test"), options(blocks=3)
-    found = nearest_patches(network, rows, size=64, k=4, options=how)
-    seen = describe_patches(network, birds.table, found, birds.classes, size=64, options=how)
+    found = nearest_patches(network, rows, k=4, options=how)
+    seen = describe_patches(network, birds.table, found, birds.classes, options=how)
     assert set(seen.thumbnails) == set(found["image_id"].to_pylist())
     assert all(picture.startswith(b"\xff\xd8") for picture in seen.thumbnails.values())
     by_pair = {(row["prototype"], row["image_id"]): row for row in seen.rows.to_pylist()}

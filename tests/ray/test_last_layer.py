@@ -41,9 +41,7 @@ def _pushed(network: ProtoPNet, birds: Dataset, latents_of: Callable) -> None:
 @pytest.fixture
 def optimise(network: ProtoPNet, rows: pa.Table, options: Callable) -> Callable[..., LastLayerResult]:
     def run(settings: LastLayerSettings = SETTINGS, **cut: int) -> LastLayerResult:
-        return optimise_last_layer(
-            network, 1.0, rows, size=64, settings=settings, options=options(**{"blocks": 3, **cut})
-        )
+        return optimise_last_layer(network, 1.0, rows, settings=settings, options=options(**{"blocks": 3, **cut}))
 
     return run
 

@@ -44,7 +44,7 @@ def test_they_are_those_of_brute_force_however_the_work_is_cut(
     seen: list[int] = []
     for workers, blocks, batch in [(2, 7, 5), (1, 1, 1)]:
         how = options(workers, blocks, batch)
-        table = nearest_patches(among_ties, rows, size=64, k=K, options=how, on_images=seen.append)
+        table = nearest_patches(among_ties, rows, k=K, options=how, on_images=seen.append)
         assert table["prototype"].to_pylist() == [p for p in range(12) for _ in range(K)]
         places = zip(*(table[name].to_pylist() for name in ("image_id", "row", "column")), strict=True)
         assert list(places) == [best[1:] for bests in expected for best in bests], (workers, blocks, batch)
@@ -56,6 +56,6 @@ def test_they_are_those_of_brute_force_however_the_work_is_cut(
 
 def test_where_there_are_fewer_images_each_has_its_patch(network: ProtoPNet, rows: pa.Table, options: Callable) -> None:
     few = rows.slice(0, 4)
-    table = nearest_patches(network, few, size=64, k=K, options=options())
+    table = nearest_patches(network, few, k=K, options=options())
     images = np.sort(table["image_id"].to_numpy().reshape(12, 4), axis=1)
     assert images.tolist() == 12 * [few["image_id"].to_pylist()]

@@ -96,7 +96,7 @@ def test_a_start_is_the_same_for_any_cut(birds: Dataset, network: ProtoPNet, opt
     for cut in ({"blocks": 1}, {"workers": 2, "blocks": 7, "batch": 5}, {"in_driver": True}):
         network.load_state_dict(before)
         seen: list[int] = []
-        patches = sample_patches(network, rows, size=64, seed=0, options=options(**cut), on_images=seen.append)
+        patches = sample_patches(network, rows, seed=0, options=options(**cut), on_images=seen.append)
         assert sum(seen) == patches.images == len(rows)
         assert len(patches.labels_N) == len(rows) * 64  # every cell of the 8 x 8 map
         start_from_patches(network, patches, seed=0)

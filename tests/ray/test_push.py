@@ -64,7 +64,7 @@ def test_the_choice_is_that_of_brute_force_however_the_work_is_cut(
     expected = brute_force(network, latents_of(network, rows), rows, distinct)
     for workers, blocks, batch in CUTS if distinct else CUTS[:1]:
         how = options(workers, blocks, batch)
-        result = push(network, rows, size=64, distinct=distinct, options=how)
+        result = push(network, rows, distinct=distinct, options=how)
         assert places(result) == expected, (workers, blocks, batch)
         assert result.refined > 0  # the copies are a matter of rounding
     if distinct:
@@ -74,7 +74,7 @@ def test_the_choice_is_that_of_brute_force_however_the_work_is_cut(
 def test_the_vector_is_the_patch(network: ProtoPNet, rows: pa.Table, options: Callable, latents_of: Callable) -> None:
     before = network.prototypes.clone()
     seen: list[int] = []
-    result = push(network, rows, size=64, distinct=True, options=options(blocks=3), on_images=seen.append)
+    result = push(network, rows, distinct=True, options=options(blocks=3), on_images=seen.append)
     assert sum(seen) == len(rows)
     assert torch.equal(network.prototypes, before)  # to put them in is for the caller
     latents = dict(zip(rows["image_id"].to_pylist(), latents_of(network, rows), strict=True))
@@ -86,7 +86,7 @@ def test_the_vector_is_the_patch(network: ProtoPNet, rows: pa.Table, options: Ca
 
 
 def test_a_killed_actor_changes_nothing(network: ProtoPNet, rows: pa.Table, options: Callable) -> None:
-    expected = places(push(network, rows, size=64, distinct=True, options=options()))
+    expected = places(push(network, rows, distinct=True, options=options()))
     killed: list[int] = []
 
     def kill_once(images: int) -> None:
@@ -94,7 +94,7 @@ def test_a_killed_actor_changes_nothing(network: ProtoPNet, rows: pa.Table, opti
             killed.append(kill_first("ray::MapWorker"))
 
     slowly = options(workers=1, blocks=len(rows), batch=1)  # so that much is left to do after the first block
-    result = push(network, rows, size=64, distinct=True, options=slowly, on_images=kill_once)
+    result = push(network, rows, distinct=True, options=slowly, on_images=kill_once)
     assert killed
     assert killed[0] not in named("ray::")
     assert places(result) == expected

@@ -47,7 +47,7 @@ def test_it_writes_pictures_a_page_and_numbers_that_add_up(
         image = imaging.decode(file.read_bytes())
         assert (explanation.width, explanation.height) == image.size
         pixels = torch.from_numpy(imaging.resize(image, predictor.size))[None]
-        logits = predictor.scores(imaging.normalise(pixels)).logits_BK[0]
+        logits = predictor.scores(imaging.normalise(pixels, predictor.preprocessing)).logits_BK[0]
         assert explanation.top.class_ == int(logits.argmax())
         assert 3 in [found.class_ for found in explanation.classes]
         assert len(explanation.most_similar) == 10
@@ -74,7 +74,11 @@ def test_a_training_image_shows_its_own_prototypes_at_their_own_patches(trained:
         image = imaging.decode(ImageReader().read(own, range(1))[0])
         pixels = torch.from_numpy(imaging.resize(image, predictor.size))[None]
         found = predictor.explain(
-            imaging.normalise(pixels), [image.size], top_classes=1, asked=[[prototype["class"]]], top_prototypes=8
+            imaging.normalise(pixels, predictor.preprocessing),
+            [image.size],
+            top_classes=1,
+            asked=[[prototype["class"]]],
+            top_prototypes=8,
         )[0]
         entry = next(entry for entry in found.classes if entry.class_ == prototype["class"])
         shown = next(e for e in entry.evidence if e.prototype == prototype["prototype"])

@@ -131,7 +131,8 @@ class TestTheBundle:
             assert image["class_name"] == row["class_name"]
             assert row["sha256"] == image["sha256"] == hashlib.sha256(data).hexdigest()
             with torch.inference_mode():
-                latent = network.latent(imaging.normalise(torch.from_numpy(imaging.load(data, 64))[None]))[0]
+                pixels_1HWC = torch.from_numpy(imaging.load(data, 64))[None]
+                latent = network.latent(imaging.normalise(pixels_1HWC, network.preprocessing))[0]
             patch = latent[:, row["row"], row["column"]]
             assert float((patch - network.prototypes[row["prototype"], :, 0, 0]).square().sum()) < 1e-5
 

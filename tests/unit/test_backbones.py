@@ -1,8 +1,12 @@
 """Cutting torchvision's networks and loading weights. The 17 themselves are in test_golden."""
 
+import argparse
+import re
+
 import pytest
+import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models import get_model
 
@@ -107,6 +111,15 @@ def test_receptive_field_is_the_whole_image_where_a_network_looks_at_all_of_it()
     assert [field.interval(cell, 224) for cell in range(field.cells)] == [(0, 224)] * field.cells
 
 
+def below(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def noise(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Other weights of the same network."""
+    return {name: torch.rand_like(tensor) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
 class TestWeights:
     @pytest.fixture(scope="class")
     def whole(self):
@@ -124,6 +137,12 @@ class TestWeights:
             lambda state: {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
             lambda state: {name: tensor for name, tensor in state.items() if not name.startswith("fc.")},
             lambda state: {name: tensor for name, tensor in state.items() if "num_batches" not in name},
+            lambda state: {"epoch": 3, "model": below("net.backbone.", state), "args": argparse.Namespace(lr=0.1)},
+            lambda state: below("_orig_mod.", state) | {"queue": torch.rand(3, 4)},
+            lambda state: {"model_state_dict": below("model.features.", state)},
+            lambda state: {"state_dict": below("module.encoder_q.", state) | below("module.fc.", noise(state))},
+            lambda state: {"model": noise(state), "model_ema": state},
+            lambda state: {"student": below("backbone.", noise(state)), "teacher": below("backbone.", state)},
         ],
     )
     def test_pth_files_are_loaded_with_and_without_wrapping(self, whole, tmp_path, wrap):
@@ -159,6 +178,68 @@ class TestWeights:
         with pytest.raises(UserError, match=r"layer1\.2\..* is not part of it"):
             self.loaded(tmp_path / "w.pth")
 
+    def test_the_inaturalist_network_of_bbn_loads(self, tmp_path):
+        state = get_model("resnet50", weights=None).state_dict()
+        theirs = {name.replace("layer4.2.", "cb_block."): tensor for name, tensor in state.items() if "fc" not in name}
+        theirs |= {f"rb_block.{n[9:]}": t.clone() for n, t in theirs.items() if n.startswith("cb_block.")}
+        classifier = {"module.classifier.weight": torch.rand(8142, 4096)}
+        torch.save({"state_dict": below("module.backbone.", theirs) | classifier}, tmp_path / "w.pth")
+        found = self.loaded(tmp_path / "w.pth", "resnet50")
+        assert all(torch.equal(tensor, state[name]) for name, tensor in found.items())
+
+    def test_numbers_that_are_not_finite_are_refused(self, whole, tmp_path):
+        broken = whole | {"layer2.0.bn1.bias": torch.full_like(whole["layer2.0.bn1.bias"], float("nan"))}
+        torch.save(broken, tmp_path / "w.pth")
+        with pytest.raises(UserError, match=r"layer2\.0\.bn1\.bias holds numbers that aren't finite"):
+            self.loaded(tmp_path / "w.pth")
+
+    def test_a_file_that_does_not_fit_says_how_well_it_does(self, whole, tmp_path):
+        torch.save({"state_dict": below("module.net.", whole)}, tmp_path / "w.pth")
+        with pytest.raises(
+            UserError, match=r"\(\d+ of its 265 tensors fit below 'state_dict\.module\.net\.'\)"
+        ) as error:
+            self.loaded(tmp_path / "w.pth", "resnet50")
+        assert "\n" not in str(error.value)
+
+    def test_weights_are_downloaded_under_the_name_of_whose_they_are(self):
+        with pytest.raises(
+            UserError, match="expected `pretrained` for timm's networks and `imagenet` for torchvision's"
+        ):
+            load_weights(build_backbone("resnet18"), "pretrained")
+
+    @pytest.mark.parametrize("size", [96, 64])
+    def test_a_transformer_takes_weights_of_another_size_of_image(self, tmp_path, size):
+        whole = timm.create_model("test_vit", img_size=96)
+        torch.save({"model": whole.state_dict()}, tmp_path / "w.pth")
+        backbone = build_backbone("timm/test_vit", None, size)
+        load_weights(backbone, str(tmp_path / "w.pth"))
+        found = backbone.features.state_dict()
+        assert torch.equal(found["blocks.5.mlp.fc1.weight"], whole.blocks[5].mlp.fc1.weight)
+        assert (found["pos_embed"].shape == whole.pos_embed.shape) == (size == 96)
+
+    def test_a_files_own_names_are_turned_into_timms(self, tmp_path):
+        """Those of ConvNeXt's authors."""
+        backbone = build_backbone("timm/test_convnext", None, 64)
+        state = {k: torch.rand_like(t) for k, t in timm.create_model("test_convnext").state_dict().items()}
+        theirs = {
+            "downsample_layers.0.0.weight": state["stem.0.weight"],
+            "downsample_layers.0.0.bias": state["stem.0.bias"],
+        }
+        theirs |= {
+            "downsample_layers.0.1.weight": state["stem.1.weight"],
+            "downsample_layers.0.1.bias": state["stem.1.bias"],
+        }
+        for name, tensor in state.items():
+            for ours, other in (("blocks.", ""), ("conv_dw", "dwconv"), ("mlp.fc", "pwconv"), ("stages.", "stages.")):
+                name = name.replace(ours, other)
+            name = re.sub(r"stages\.(\d)\.downsample\.", r"downsample_layers.\1.", name)
+            if not name.startswith(("stem", "head")):
+                theirs[name] = tensor
+        torch.save({"model": theirs}, tmp_path / "w.pth")
+        load_weights(backbone, str(tmp_path / "w.pth"))
+        own = backbone.features.state_dict()
+        assert all(torch.equal(own[name], state[name]) for name in own)
+
     def test_densenet_files_of_old_versions_are_understood(self, tmp_path):
         state = get_model("densenet121", weights=None).state_dict()
         old = {name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): t for name, t in state.items()}
@@ -192,3 +273,11 @@ class TestWeights:
         after = backbone.features.state_dict()
         assert all(tensor.dtype == before[key].dtype for key, tensor in after.items())
         assert not any(torch.equal(after[k], before[k]) for k in after if k.endswith("weight") and after[k].ndim == 4)
+
+    @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_lite2"])
+    def test_given_weights_of_timm_load(self, name, test_data):
+        path = test_data / "weights" / f"{name}.safetensors"
+        backbone = build_backbone(f"timm/{name}")
+        load_weights(backbone, str(path))
+        given = load_file(path)
+        assert all(torch.equal(t, given[n].float()) for n, t in backbone.features.state_dict().items() if n in given)

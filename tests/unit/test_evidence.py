@@ -63,9 +63,13 @@ def bundles(tmp_path_factory) -> list[Bundle]:
     return made
 
 
+def normalised(pixels_BHWC: torch.Tensor) -> torch.Tensor:
+    return imaging.normalise(pixels_BHWC, imaging.Preprocessing(size=64))
+
+
 def images(count: int, seed: int = 0) -> torch.Tensor:
     pixels = np.random.default_rng(seed).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
-    return imaging.normalise(torch.from_numpy(pixels))
+    return normalised(torch.from_numpy(pixels))
 
 
 def explain(bundles: list[Bundle], x_B3HW: torch.Tensor, **options) -> list[Explanation]:
@@ -151,10 +155,10 @@ def test_boxes_follow_the_exif_turn(bundles, orientation):
     pixels = torch.from_numpy(imaging.resize(decoded, 64))[None]
     boxes = [
         [e.box for e in explanation.top.evidence]
-        for explanation in Predictor(bundles).explain(imaging.normalise(pixels), [decoded.size], top_classes=1)
+        for explanation in Predictor(bundles).explain(normalised(pixels), [decoded.size], top_classes=1)
     ]
     plain = torch.from_numpy(imaging.resize(upright, 64))[None]
-    expected = Predictor(bundles).explain(imaging.normalise(plain), [upright.size], top_classes=1)
+    expected = Predictor(bundles).explain(normalised(plain), [upright.size], top_classes=1)
     assert boxes == [[e.box for e in expected[0].top.evidence]]
 
 

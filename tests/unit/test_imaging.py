@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from protopnet.imaging import BadImage, decode, load, measure, normalise, resize, verify
+from protopnet.imaging import BadImage, Preprocessing, decode, load, measure, normalise, resize, verify
 
 WIDTH, HEIGHT = 48, 32
 
@@ -280,7 +280,7 @@ def test_load_is_decode_then_resize() -> None:
 def test_normalise_gives_channels_last_float_with_imagenet_statistics() -> None:
     pixels = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
     before = pixels.clone()
-    x = normalise(pixels)
+    x = normalise(pixels, Preprocessing(size=4))
     assert x.shape == (2, 3, 5, 7)
     assert x.is_contiguous(memory_format=torch.channels_last)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

@@ -64,8 +64,10 @@ def test_a_prototype_on_a_large_image_is_described(predictor: Predictor, dataset
     places = pa.table({"prototype": [0], "image_id": [0], "row": [1], "column": [2]})
 
     def described(**more: int) -> dict[str, Any]:
-        task = DescribeTask(network, predictor.size, places, CLASSES, sources=False, **more).to(torch.device("cpu"))
-        images_13HW = imaging.normalise(torch.from_numpy(imaging.load(large, predictor.size, LIMIT))[None])
+        task = DescribeTask(network, places, CLASSES, sources=False, **more).to(torch.device("cpu"))
+        images_13HW = imaging.normalise(
+            torch.from_numpy(imaging.load(large, predictor.size, LIMIT))[None], predictor.preprocessing
+        )
         return task(images_13HW, dataset.table.slice(0, 1)).to_pylist()[0]
 
     row = described(max_pixels=LIMIT)

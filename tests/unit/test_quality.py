@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from protopnet.config import BirdSettings, ModelSettings
 from protopnet.datasets.birds import PART_ID, bird_kinds, bird_row, redraw
+from protopnet.imaging import Preprocessing
 from protopnet.model.boxes import upsample
-from protopnet.model.bundle import Bundle, BundleInfo, Preprocessing
+from protopnet.model.bundle import Bundle, BundleInfo
 from protopnet.model.network import ProtoPNet, build_network
 from protopnet.model.prototypes import Kind
 from protopnet.predictor import Predictor

@@ -146,7 +146,7 @@ def test_at_most_so_many_images_a_class_drawn_by_seed() -> None:
 
 def test_the_patches_of_an_image_do_not_depend_on_its_batch() -> None:
     net = network(prototype_shape=(2, 2)).eval()
-    task = PatchTask(net, 64, per_image=3, seed=0)
+    task = PatchTask(net, per_image=3, seed=0)
     images = torch.randn(4, 3, 64, 64)
     rows = pa.table({"image_id": [3, 5, 7, 9], "label": pa.array([0, 0, 1, 1], pa.int32())})
     with torch.inference_mode():
