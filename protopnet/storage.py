@@ -28,7 +28,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 from protopnet.errors import UserError
 
 _UNFINISHED = ".unfinished"  # suffix of a file that is being written, or was when its process was killed
-_COPY_BYTES = 16 << 20
 _THREADS = 16  # requests in flight when many objects are moved
 _ATTEMPTS = 10  # of one request to a bucket
 
@@ -306,32 +305,10 @@ def delete_tree(uri: str) -> None:
     _each(delete_file, [(f,) for f in list_files(uri)])
 
 
-def _copy(source: str, target: str) -> None:
-    with open_reader(source) as reader, open_writer(target) as writer:
-        shutil.copyfileobj(reader, writer, _COPY_BYTES)
-
-
 def _each(action: Any, arguments: list[tuple[str, ...]]) -> None:
     with ThreadPoolExecutor(_THREADS) as pool:
         for _ in pool.map(lambda given: action(*given), arguments):
             pass
-
-
-def _copy_folder(source: str, target: str) -> None:
-    root = located(source)
-    if not is_folder(root):
-        raise FileNotFoundError(f"no folder to copy: {root}")
-    _each(_copy, [(f, join(target, f[len(root) :])) for f in list_files(root)])
-
-
-def upload_folder(local: str | Path, uri: str) -> None:
-    """Copy a local folder to a location: each file whole, the folder file by file (write a marker last)."""
-    _copy_folder(str(local), uri)
-
-
-def download_folder(uri: str, local: str | Path) -> None:
-    """Copy a folder to the local disk: each file whole, the folder file by file."""
-    _copy_folder(uri, str(local))
 
 
 def check_writable(uri: str, setting: str = "storage") -> None:

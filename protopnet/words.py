@@ -12,6 +12,13 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
+def probability_text(share: float) -> str:
+    """Per cent, never rounded to certainty or impossibility."""
+    if share >= 0.9995:
+        return "> 99.9 %"
+    return "< 0.1 %" if share < 0.0005 else percent(share)
+
+
 def duration(seconds: float) -> str:
     """As people say it: 8.2 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 59.95:

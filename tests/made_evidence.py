@@ -5,6 +5,7 @@ from PIL import Image
 
 from protopnet.evidence.explanation import ClassEvidence, Evidence, Explanation, Remainder, Source
 from protopnet.evidence.figures import Album
+from protopnet.evidence.sums import sums_of
 from protopnet.pages import pictures
 
 CLASSES = ["001.Blue_Jay", "002.House_Wren", "003.<b>Crow</b>"]
@@ -48,14 +49,17 @@ def evidence(points: float, prototype: int = 0, **changes) -> Evidence:
 
 
 def explanation(listed: list[float], rest: float, label: int = 0) -> Explanation:
+    found = [evidence(value, number) for number, value in enumerate(listed)]
+    logit = sum(listed) + rest
     entry = ClassEvidence(
         class_=label,
         class_name=CLASSES[label],
         probability=0.75,
-        logit=sum(listed) + rest,
+        logit=logit,
         own_points=0,
-        evidence=[evidence(value, number) for number, value in enumerate(listed)],
+        evidence=found,
         remainder=Remainder(prototypes=7, points=rest),
+        shown=sums_of([(each.similarity, each.connection) for each in found], logit, 0.75, remaining=7),
     )
     return Explanation(width=120, height=90, members=1, classes=[entry])
 

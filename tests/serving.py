@@ -4,9 +4,11 @@ import io
 import json
 import logging
 import socket
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -148,6 +150,36 @@ def form(files: Sequence[tuple[str, bytes]]) -> tuple[bytes, str]:
         file = f'; filename="{name}"' if "." in name else ""
         parts.append(f'--frontier\r\nContent-Disposition: form-data; name="image"{file}\r\n\r\n'.encode() + data)
     return b"\r\n".join([*parts, b"--frontier--\r\n"]), "multipart/form-data; boundary=frontier"
+
+
+@contextmanager
+def local_app(bundles: Sequence[str], prefix: str = "", **settings: Any) -> Iterator[Client]:
+    """The service on a port of this machine, without Serve: its members are asked where they are."""
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
+    from protopnet.serving.app import references
+    from protopnet.serving.ensemble import Ensemble
+    from protopnet.serving.ingress import create_app, read_tokens
+    from protopnet.serving.members import Member
+    from protopnet.serving.metrics import Metrics
+    from protopnet.serving.service import Service
+    from protopnet.serving.settings import AppSettings
+
+    refs, args = references(bundles), AppSettings.model_validate({"bundles": list(bundles), **settings})
+    members = [Member(ref, args.member, threads=1) for ref in refs]
+    ensemble = Ensemble(refs, [member.see for member in members], args.member)
+    service = Service(args, ensemble, [member.ready for member in members], Metrics())
+    app = Starlette(routes=[Mount(prefix, create_app(service, read_tokens(args.token_file)))])
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        yield Client(f"http://127.0.0.1:{listening.getsockname()[1]}{prefix}")
+        server.should_exit = True
+        thread.join(30)
 
 
 class LocalServe:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from protopnet.audit.findings import KINDS, SEVERITIES, Finding
 from protopnet.audit.judgement import Audit
 from protopnet.audit.remedies import remedies
-from protopnet.pages.pictures import data_uri, encoded, heat_png, opened, shrunk
+from protopnet.pages.pictures import Inlined, Picture, data_uri, encoded, heat_png, opened, shrunk
 from protopnet.pages.templates import render
 from protopnet.words import readable_names
 
@@ -32,18 +32,6 @@ _KIND_NOTES = {
     "repeated": "Two prototypes of a class are the same patch or nearly the same.",
     "unused": "Never among the top evidence of a test image.",
 }
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image on a page: its symbol, its size in pixels of the original, and what to draw over it."""
-
-    symbol: str
-    width: int
-    height: int
-    box: tuple[int, int, int, int]
-    heat: str  # data URI, or nothing
-    label: str
 
 
 @dataclass
@@ -86,7 +74,7 @@ class AuditPages:
             remedies=remedies(self.audit.findings, self.prototypes),
             command=self.command,
             left_out=len(self.audit.findings) - len(findings),
-            symbols={f"p{p}": (self._source(p), data_uri(data)) for p, data in small.items()},
+            sheet={f"p{p}": _inlined(self._source(p), data) for p, data in small.items()},
             counts=counts,
             kinds={kind: (title, _KIND_NOTES[kind]) for kind, title in KINDS.items() if counts["by_kind"][kind]},
             top=dict(self.settings)["top"],
@@ -101,16 +89,16 @@ class AuditPages:
         for p in found.prototypes[:_PICTURES]:
             source = self._source(p)
             label = f"prototype {p} of {self._names[source['class']]}"
-            box = tuple(source["box"])
-            pictures.append((p, source["class"], Picture(f"p{p}", source["width"], source["height"], box, "", label)))
+            picture = Picture(f"p{p}", source["width"], source["height"], tuple(source["box"]), label)
+            pictures.append((p, source["class"], picture))
         return pictures
 
     # A page a class.
 
     def _class_page(self, label: int) -> str:
         members = np.flatnonzero(self.prototypes["class"].to_numpy() == label).tolist()
-        symbols: dict[str, tuple[Mapping[str, Any], str]] = {}
-        cards = [self._card(p, symbols) for p in members]
+        sheet: dict[str, Inlined] = {}
+        cards = [self._card(p, sheet) for p in members]
         return self._render(
             "audit/class.html.j2",
             label=label,
@@ -118,27 +106,27 @@ class AuditPages:
             row=self._classes[label],
             findings=[found for found in self.audit.findings if found.label == label and not found.prototypes],
             cards=cards,
-            symbols=symbols,
+            sheet=sheet,
             neighbours=[other for other in (label - 1, label + 1) if 0 <= other < len(self._names)],
         )
 
-    def _card(self, p: int, symbols: dict[str, tuple[Mapping[str, Any], str]]) -> dict[str, Any]:
+    def _card(self, p: int, sheet: dict[str, Inlined]) -> dict[str, Any]:
         """A prototype: its source, its nearest patches by split, its figures and its findings."""
         source = self._source(p)
         own_name = self._names[source["class"]]
         rows = self._nearest(p)
         by_split: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
         for row in rows:
-            symbol = self._symbol(row["image_id"], row, symbols)
+            symbol = self._symbol(row["image_id"], row, sheet)
             name = self._names[row["class"]]
             label = f"{row['split']} image of {name}, similarity {row['similarity']:.2f}"
             by_split[row["split"]].append(row | {"name": name, "picture": _picture(symbol, row, label)})
         of_source = next((row["image_id"] for row in rows if row["is_source"]), None)
         if of_source is None:
             symbol = f"s{source['image_id']}"
-            symbols[symbol] = (source, data_uri(source["thumbnail"]))
+            sheet[symbol] = _inlined(source, source["thumbnail"])
         else:
-            symbol = self._symbol(of_source, source, symbols)
+            symbol = self._symbol(of_source, source, sheet)
         return {
             "p": p,
             "source": source,
@@ -148,10 +136,10 @@ class AuditPages:
             "findings": self._findings_of[p],
         }
 
-    def _symbol(self, image_id: int, row: Mapping[str, Any], symbols: dict[str, Any]) -> str:
+    def _symbol(self, image_id: int, row: Mapping[str, Any], sheet: dict[str, Inlined]) -> str:
         symbol = f"i{image_id}"
-        if symbol not in symbols:
-            symbols[symbol] = (row, data_uri(self.thumbnails[image_id]))
+        if symbol not in sheet:
+            sheet[symbol] = _inlined(row, self.thumbnails[image_id])
         return symbol
 
     # What both need.
@@ -208,6 +196,10 @@ def class_path(label: int) -> str:
     return f"classes/{label:04d}.html"
 
 
+def _inlined(row: Mapping[str, Any], jpeg: bytes) -> Inlined:
+    return Inlined(row["width"], row["height"], data_uri(jpeg))
+
+
 def _picture(symbol: str, row: Mapping[str, Any], label: str) -> Picture:
-    heat = data_uri(heat_png(row["activation_map"], _HEAT_SIDE, _HEAT_SIDE))
-    return Picture(symbol, row["width"], row["height"], tuple(row["box"]), heat, label)
+    heat = data_uri(heat_png(row["activation_map"], _HEAT_SIDE))
+    return Picture(symbol, row["width"], row["height"], tuple(row["box"]), label, heat)

@@ -26,6 +26,7 @@ from protopnet.predictor import Predictor
 from protopnet.quality.evaluate import evaluate, with_labels_of
 from protopnet.quality.quality_pass import QualityOptions, check_explains
 from protopnet.quality.table import quality_text
+from protopnet.words import percent
 
 
 class EvaluateSettings(Section):
@@ -86,8 +87,8 @@ def main() -> None:
     metrics = evaluate(predictor, rows, settings.output, options=options, quality=quality, source=dataset.source)
     print(f"{metrics['images']:,} images ({split}), {len(predictor.classes)} classes")
     for name, key in (("top-1", "top1"), ("top-5", "top5"), ("mean per class", "mean_per_class")):
-        print(f"{name:<18} {100 * metrics[key]:.1f} %")
-    print(f"calibration error  {100 * metrics['calibration_error']:.1f} %")
+        print(f"{name:<18} {percent(metrics[key])}")
+    print(f"calibration error  {percent(metrics['calibration_error'])}")
     if quality is not None:
         print(quality_text(metrics["quality"]))
     print(f"metrics and predictions: {storage.located(settings.output)}")

@@ -22,6 +22,7 @@ from protopnet.errors import UserError, exit_with_a_sentence
 from protopnet.model.bundle import INFO, load_bundle
 from protopnet.passes.image_pass import PassOptions
 from protopnet.progress import Stopwatch, make_reporter
+from protopnet.words import percent
 
 
 class PruneSettings(Corrections):
@@ -107,5 +108,5 @@ def _print_accuracies(rewritten: Rewritten) -> None:
     print(f"{'accuracy':<12}{'before':>10}{'corrected':>12}{'last layer':>12}")
     for split in sorted(rewritten.before, reverse=True):
         values = [of[split] for of in (rewritten.before, rewritten.corrected, rewritten.after)]
-        before, corrected, after = (f"{100 * value:.1f} %" for value in values)
+        before, corrected, after = map(percent, values)
         print(f"{split:<12}{before:>10}{corrected:>12}{after if rewritten.last_layer else '–':>12}")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from protopnet.errors import UserError
 from protopnet.evidence.ranking import Head, Order, Ranking, View, rank
+from protopnet.evidence.sums import Sums, sums_of
 from protopnet.model.bundle import Bundle
 from protopnet.model.network import ProtoPNet
 
@@ -35,7 +36,7 @@ class Source(_Record):
     """The training image a prototype is a patch of."""
 
     image_id: int
-    uri: str
+    uri: str = Field(examples=["birds/Blue_Jay/0014.jpg"])
     sha256: str = Field(description="of the encoded image")
     width: int
     height: int
@@ -51,11 +52,13 @@ class Evidence(_Record):
 
     member: int = Field(description="of the ensemble, from 0")
     prototype: int = Field(description="its number in that member's bundle")
-    class_: int = Field(alias="class", description="class the prototype belongs to")
-    class_name: str
-    similarity: float
-    connection: float = Field(description="class connection: last-layer weight from the prototype to the class")
-    points: float = Field(description="similarity x connection")
+    class_: int = Field(alias="class", description="class the prototype belongs to", examples=[3])
+    class_name: str = Field(examples=["Blue Jay"])
+    similarity: float = Field(examples=[0.95])
+    connection: float = Field(
+        description="class connection: last-layer weight from the prototype to the class", examples=[2.0]
+    )
+    points: float = Field(description="similarity x connection", examples=[1.9])
     box: Box = Field(description="top, left, bottom, right in pixels of the image as uploaded")
     row: int = Field(description="of the most similar patch on the latent map")
     column: int
@@ -75,13 +78,14 @@ class Remainder(_Record):
 class ClassEvidence(_Record):
     """What a class got and from which prototypes. Listed points and remainder add up to the logit."""
 
-    class_: int = Field(alias="class")
-    class_name: str
-    probability: float
-    logit: float
+    class_: int = Field(alias="class", examples=[3])
+    class_name: str = Field(examples=["Blue Jay"])
+    probability: float = Field(examples=[0.91])
+    logit: float = Field(examples=[7.25])
     own_points: float = Field(description="points from the class's own prototypes, listed or not")
     evidence: list[Evidence] = Field(description="most points first")
     remainder: Remainder
+    shown: Sums = Field(description="the same for people: rounded so that it adds up")
 
 
 class Explanation(_Record):
@@ -202,16 +206,21 @@ class Explainer:
         entries = []
         for r, (image, label) in enumerate(zip(ranking.image_R, ranking.class_R.tolist(), strict=True)):
             listed = self._listed(ranking, r, maps, thumbnails)
-            remaining = ranking.total_R[r] - ranking.points_RN[r].astype(np.float64).sum()
+            remaining = count - len(listed)
+            rest = ranking.total_R[r] - ranking.points_RN[r].astype(np.float64).sum()
+            logit, probability = float(logits[image, label]), float(probabilities_BK[image, label])
             entries.append(
                 ClassEvidence(
                     class_=label,
                     class_name=self.classes[label],
-                    probability=float(probabilities_BK[image, label]),
-                    logit=float(logits[image, label]),
+                    probability=probability,
+                    logit=logit,
                     own_points=float(ranking.own_R[r]),
                     evidence=listed,
-                    remainder=Remainder(prototypes=count - len(listed), points=float(remaining)),
+                    remainder=Remainder(prototypes=remaining, points=float(rest)),
+                    shown=sums_of(
+                        ((e.similarity, e.connection) for e in listed), logit, probability, remaining=remaining
+                    ),
                 )
             )
         return entries

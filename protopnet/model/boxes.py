@@ -84,18 +84,6 @@ def receptive_field_boxes(
     return boxes
 
 
-def cell_boxes(
-    cells_N2: Sequence[tuple[int, int]] | np.ndarray,
-    map_shape: tuple[int, int],
-    image_size: int,
-    prototype_shape: tuple[int, int] = (1, 1),
-) -> np.ndarray:
-    """The patches themselves, as if the latent map lay over the image: int64, N x 4."""
-    cells = np.asarray(cells_N2, dtype=np.int64).reshape(-1, 2)
-    shape = np.asarray(map_shape)
-    return np.concatenate([cells * image_size // shape, -(-(cells + prototype_shape) * image_size // shape)], axis=1)
-
-
 def scale_boxes(boxes_N4: np.ndarray, image_size: int, width: int | np.ndarray, height: int | np.ndarray) -> np.ndarray:
     """The boxes on an image of `width` x `height` that was resized to `image_size` on each side.
 

@@ -1,7 +1,6 @@
-"""Charts of a report as inline SVG that follow the page: its font, its width, its light or dark colours.
+"""Curves as inline SVG that follow the page: its font, its width, its light or dark colours.
 
-Curves are drawn by matplotlib with stand-in colours that are then replaced by CSS variables; the confusion matrix
-is written directly, since most of its cells are empty.
+Matplotlib draws them with stand-in colours, which are then replaced by CSS variables.
 """
 
 import io
@@ -11,7 +10,6 @@ from html import escape
 from typing import Any
 
 import matplotlib
-import numpy as np
 from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -27,9 +25,6 @@ _CSS = {
 }
 _STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "protopnet", "font.size": 9}
 _MARKS = ("o", "s", "D", "^")
-
-LABELLED_CLASSES = 32  # a confusion matrix of more classes has no names along its sides
-COUNTED_CLASSES = 20  # … and one of more than this no numbers in its cells
 
 
 @dataclass(frozen=True)
@@ -72,84 +67,6 @@ def curves_chart(
         if len(curves) > 1:
             axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="best", handlelength=1.4)
         return _inline_svg(figure, description)
-
-
-def confusion_chart(confusion_KK: np.ndarray, names: Sequence[str]) -> Markup:
-    """Confusion matrix: a row for each true class, a column for each predicted one.
-
-    The darker a cell, the larger the share of its row; right answers in one colour, mistakes in another. Each cell
-    says on hovering what it counts.
-    """
-    classes = len(names)
-    labelled = classes <= LABELLED_CLASSES
-    cell = 26 if classes <= COUNTED_CLASSES else 20 if labelled else max(3.0, 760 / classes)
-    left = 12 + 6.2 * max(len(name) for name in names) if labelled else 22
-    top = 12 + 4.6 * max(len(name) for name in names) if labelled else 22
-    side = cell * classes
-    width, height = left + side + (top * 0.75 if labelled else 4), top + side + 4
-    parts = [
-        f'<svg class="confusion" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
-        f'style="max-width:{width:.0f}px{";min-width:" + format(width * 0.8, ".0f") + "px" if labelled else ""}">'
-        f"<title>Confusion matrix of {classes} classes</title>"
-        f'<rect x="{left:.1f}" y="{top:.1f}" width="{side:.1f}" height="{side:.1f}" class="frame"/>'
-    ]
-    parts += _side_labels(names, left, top, cell) if labelled else _side_titles(left, top, side)
-    parts += _cells(confusion_KK, names, left, top, cell)
-    return Markup("".join(parts) + "</svg>")
-
-
-def most_confused(confusion_KK: np.ndarray, names: Sequence[str], limit: int = 10) -> list[dict[str, object]]:
-    """The commonest mistakes: true and predicted class, how many images, and of how many."""
-    mistakes = np.array(confusion_KK) * (1 - np.eye(len(names), dtype=int))
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]
-    pairs = [divmod(int(place), len(names)) for place in order]
-    totals = np.asarray(confusion_KK).sum(axis=1)
-    return [
-        {"true": names[i], "predicted": names[j], "count": int(mistakes[i, j]), "of": int(totals[i])}
-        for i, j in pairs
-        if mistakes[i, j]
-    ]
-
-
-def _side_labels(names: Sequence[str], left: float, top: float, cell: float) -> list[str]:
-    parts = []
-    for number, name in enumerate(names):
-        middle = (number + 0.5) * cell
-        parts.append(f'<text x="{left - 6:.1f}" y="{top + middle + 4:.1f}" text-anchor="end">{escape(name)}</text>')
-        x, y = left + middle + 3, top - 5
-        parts.append(f'<text transform="translate({x:.1f} {y:.1f}) rotate(-50)">{escape(name)}</text>')
-    return parts
-
-
-def _side_titles(left: float, top: float, side: float) -> list[str]:
-    middle = top + side / 2
-    turned = f"translate({left - 7:.1f} {middle:.1f}) rotate(-90)"
-    return [
-        f'<text x="{left + side / 2:.1f}" y="{top - 7:.1f}" text-anchor="middle">predicted class →</text>',
-        f'<text transform="{turned}" text-anchor="middle">← true class</text>',
-    ]
-
-
-def _cells(confusion_KK: np.ndarray, names: Sequence[str], left: float, top: float, cell: float) -> list[str]:
-    parts = []
-    totals = np.maximum(1, np.asarray(confusion_KK).sum(axis=1))
-    gap = 1 if cell > 8 else 0
-    faintest = 0.2 if gap else 0.45  # small cells need more colour to be seen
-    for i, j in np.argwhere(np.asarray(confusion_KK) > 0):
-        count, share = int(confusion_KK[i][j]), float(confusion_KK[i][j] / totals[i])
-        x, y = left + j * cell, top + i * cell
-        says = f"{names[i]}: {count} of {totals[i]} taken for {names[j]}"
-        opacity = faintest + (1 - faintest) * share
-        parts.append(
-            f'<rect class="{"right" if i == j else "wrong"}" x="{x:.1f}" y="{y:.1f}" width="{cell - gap:.1f}" '
-            f'height="{cell - gap:.1f}" fill-opacity="{opacity:.2f}"><title>{escape(says)}</title></rect>'
-        )
-        if len(names) <= COUNTED_CLASSES:
-            strong = " strong" if share > 0.45 else ""
-            parts.append(
-                f'<text class="count{strong}" x="{x + cell / 2:.1f}" y="{y + cell / 2 + 4:.1f}">{count}</text>'
-            )
-    return parts
 
 
 def _style_axes(axes: matplotlib.axes.Axes) -> None:

@@ -1,24 +1,46 @@
-"""Pieces of pictures: heat maps, boxes, crops, as PIL images or encoded bytes.
+"""Pieces of pictures: heat maps, crops, and images with boxes as pages show them.
 
 Heat is matplotlib's inferno, more see-through the cooler it is: it reads the same to people with any kind of colour
 vision and in grey, and leaves the photograph visible where nothing is active. Boxes are (top, left, bottom, right),
-half-open, in pixels of the image they are drawn on unless said otherwise.
+half-open, in pixels of the original, which every picture of it is measured in, however small.
 """
 
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from protopnet.model.boxes import upsample
 
 HEAT_OPACITY = 0.72
-HEAT_SIDE = 112  # pixels of a heat map that is laid over a picture by a browser
-BOX_COLOUR, BOX_EDGE = (255, 212, 0), (20, 24, 30)
+HEAT_SIDE = 112  # pixels of a heat map that a browser lays over a picture
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Inlined:
+    """An image that a page holds once: width and height of the original, and a data URI of however many pixels."""
+
+    width: int
+    height: int
+    data: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An inlined image as shown on a page (`pictures.html.j2`): its symbol and size, and what to draw over it."""
+
+    symbol: str
+    width: int
+    height: int
+    box: Box
+    label: str
+    heat: str = ""  # data URI, or nothing
 
 
 def heat(map_HW: Sequence[Sequence[float]] | np.ndarray, width: int, height: int) -> Image.Image:
@@ -36,46 +58,18 @@ def heat(map_HW: Sequence[Sequence[float]] | np.ndarray, width: int, height: int
     return Image.fromarray((255 * rgba_YX4).round().astype(np.uint8), "RGBA")
 
 
-def heat_png(map_HW: Sequence[Sequence[float]] | np.ndarray, width: int = HEAT_SIDE, height: int = HEAT_SIDE) -> bytes:
+def heat_png(map_HW: Sequence[Sequence[float]] | np.ndarray, side: int = HEAT_SIDE) -> bytes:
     """The same as PNG, small, to be stretched over the whole image."""
-    return encoded(heat(map_HW, width, height), "PNG")
+    return encoded(heat(map_HW, side, side), "PNG")
 
 
-def overlay(image: Image.Image, map_HW: Sequence[Sequence[float]] | np.ndarray) -> Image.Image:
-    """The image under its activation map."""
-    return Image.alpha_composite(image.convert("RGBA"), heat(map_HW, *image.size)).convert("RGB")
-
-
-def with_box(image: Image.Image, box: Sequence[int]) -> Image.Image:
-    """The image with a box: yellow within dark, to be seen on any picture."""
-    top, left, bottom, right = box
-    drawn = image.copy()
-    pen = max(2, round(max(image.size) / 90))
-    draw = ImageDraw.Draw(drawn)
-    corners = (left, top, max(left, right - 1), max(top, bottom - 1))
-    draw.rectangle(corners, outline=BOX_EDGE, width=pen + 2)
-    inner = (corners[0] + 1, corners[1] + 1, corners[2] - 1, corners[3] - 1)
-    if inner[2] > inner[0] and inner[3] > inner[1]:
-        draw.rectangle(inner, outline=BOX_COLOUR, width=pen)
-    return drawn
-
-
-def crop(image: Image.Image, box: Sequence[int]) -> Image.Image:
-    """What is in the box."""
-    top, left, bottom, right = box
-    return image.crop((left, top, right, bottom))
-
-
-def moved(box: Sequence[int], size: tuple[int, int], to: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A box on an image of `size` (width, height), on a smaller or larger copy of it; never empty."""
-    top, left, bottom, right = box
-    across, down = to[0] / size[0], to[1] / size[1]
-    new_top, new_left = min(round(top * down), to[1] - 1), min(round(left * across), to[0] - 1)
-    return (
-        new_top,
-        new_left,
-        min(to[1], max(new_top + 1, round(bottom * down))),
-        min(to[0], max(new_left + 1, round(right * across))),
+def crop(image: Image.Image, box: Sequence[int], size: tuple[int, int]) -> Image.Image:
+    """What is in a box that is measured on an original of `size` (width, height); never empty."""
+    (top, left, bottom, right), (width, height) = box, image.size
+    across, down = width / size[0], height / size[1]
+    x, y = min(round(left * across), width - 1), min(round(top * down), height - 1)
+    return image.crop(
+        (x, y, min(width, max(x + 1, round(right * across))), min(height, max(y + 1, round(bottom * down))))
     )
 
 

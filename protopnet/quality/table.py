@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from protopnet.words import percent
+
 
 @dataclass(frozen=True)
 class QualityRow:
@@ -102,4 +104,4 @@ def _row(name: str, metric: _Metric, found: Mapping[str, Any]) -> QualityRow:
 
 
 def _text(value: float, metric: _Metric) -> str:
-    return f"{100 * value:.1f} %" if metric.percent else f"{value:.2f}"
+    return percent(value) if metric.percent else f"{value:.2f}"

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from protopnet.progress import Reporter
+from protopnet.words import duration
 
 _NOTE_SECONDS = 15
 
@@ -37,12 +38,5 @@ class ChunkProgress:
         if self.ready and done and now - self.noted >= _NOTE_SECONDS:
             self.noted = now
             rate = done / max(1e-3, now - self.ready)
-            left = _time((self.images - done) / rate)
+            left = duration((self.images - done) / rate)
             self.reporter.note(f"{done:,} of {self.images:,} images, {rate:,.1f} img/s, {left} left")
-
-
-def _time(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from protopnet import storage
 from protopnet.scoring.output import PARTS
-from protopnet.words import first_few
+from protopnet.words import first_few, percent
 
 _SHOWN = 5  # classes and reasons named
 
@@ -38,7 +38,7 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     if summary["settings"]["abstain"] is not None:
         lines.append(("abstained", f"{summary['abstained']:,}"))
     if summary["accuracy"] is not None:
-        lines.append(("accuracy", f"{100 * summary['accuracy']:.1f} % of {summary['labelled']:,} with a label"))
+        lines.append(("accuracy", f"{percent(summary['accuracy'])} of {summary['labelled']:,} with a label"))
     lines.append(("predicted", _most(summary["predictions"])))
     compared = summary["precision"].get("against_float32")
     if compared:

@@ -55,8 +55,8 @@ def references(uris: Sequence[str]) -> list[BundleRef]:
 def _member_options(args: AppSettings) -> dict[str, Any]:
     member = args.member
     return {
-        # Calls, of one image or many: those of a batch in work, and of one that waits.
-        "max_ongoing_requests": 2 * member.max_batch,
+        # Calls, each a batch: one in work and one that waits for each ingress, and as many again while routers differ.
+        "max_ongoing_requests": 4 * args.ingress.max_replicas,
         "max_queued_requests": member.max_queue,
         "ray_actor_options": {"num_cpus": member.cpus, "num_gpus": member.gpus},
         **_replicas(member),

@@ -91,8 +91,7 @@ class Catalogue:
         assert self._explainer is not None
         source = self._explainer.source(member, prototype)
         assert source is not None  # as there is a thumbnail
-        box = pictures.moved(source.box, (source.width, source.height), image.size)
-        return pictures.encoded(pictures.crop(image, box))
+        return pictures.encoded(pictures.crop(image, source.box, (source.width, source.height)))
 
     def etag(self, *what: object) -> str:
         """Of a picture: names the bundles too, so it changes with them."""

@@ -1,9 +1,9 @@
 """Carries images to a member, many in one call: what comes while calls are out goes together with the next one.
 
 A call between Serve's processes costs milliseconds of CPU whatever it carries, and an image alone in a forward pass
-half as much again as one of four. So a lone image is sent at once, but while others are being looked at, images wait
-for company: for a few milliseconds where a replica has nothing to do, and where all are busy until a call would be
-half full.
+half as much again as one of four. So images wait for company: a lone one next to nothing, some milliseconds while
+others are being looked at and a replica has nothing to do, and where all are busy until a call would be half full. Nothing
+else gathers: what is in a call is one forward pass.
 """
 
 import asyncio
@@ -31,10 +31,21 @@ class _Waiting(NamedTuple):
 
 class Courier:
     """To one member, for one event loop. `replicas`: of the member; `most`: images in a call; `room`: images that may
-    wait, above which they are refused; `patience_s`: how long an image waits for company."""
+    wait, above which they are refused; how long an image waits for company: `wait_s` where no other is being looked at,
+    else `patience_s`."""
 
-    def __init__(self, call: Call, *, replicas: int, most: int, room: int, patience_s: float = PATIENCE_S) -> None:
-        self._call, self._replicas, self._most, self._room, self._patience_s = call, replicas, most, room, patience_s
+    def __init__(
+        self,
+        call: Call,
+        *,
+        replicas: int,
+        most: int,
+        room: int,
+        wait_s: float = 0.0,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._call, self._replicas, self._most, self._room = call, replicas, most, room
+        self._wait_s, self._patience_s = wait_s, max(wait_s, patience_s)
         self._waiting: deque[_Waiting] = deque()
         self._out: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -61,14 +72,12 @@ class Courier:
     def _worthwhile(self) -> bool:
         """Whether what waits should go now. If only later, a timer is set."""
         out, waiting = len(self._out), len(self._waiting)
-        if out == 0:
-            return True
         if out >= self._replicas:  # each has one in work: a second keeps a replica busy when that one ends
             return out < 2 * self._replicas and 2 * waiting >= self._most
         if waiting >= min(COMPANY, self._most):
             return True
         loop = asyncio.get_running_loop()
-        left = self._waiting[0].since + self._patience_s - loop.time()
+        left = self._waiting[0].since + (self._patience_s if out else self._wait_s) - loop.time()
         if left > 0 and self._timer is None:
             self._timer = loop.call_later(left, self._time_is_up)
         return left <= 0

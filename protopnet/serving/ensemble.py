@@ -46,6 +46,7 @@ class Ensemble:
                 replicas=settings.max_replicas,
                 most=settings.max_batch,
                 room=settings.max_queue,
+                wait_s=settings.batch_wait_s,
             )
             for member, ref in enumerate(bundles)
         ]

@@ -19,7 +19,7 @@ from starlette.responses import Response
 import protopnet
 from protopnet import storage
 from protopnet.errors import UserError
-from protopnet.serving import examples
+from protopnet.serving import about
 from protopnet.serving.ensemble import Ensemble, all_ready
 from protopnet.serving.gate import Gate, request_id
 from protopnet.serving.members import BundleRef
@@ -60,7 +60,7 @@ def create_app(service: Service, tokens: Sequence[bytes]) -> FastAPI:
     app: FastAPI = FastAPIOffline(
         title="protopnet",
         version=protopnet.__version__,
-        description=examples.ABOUT,
+        description=about.ABOUT,
         redoc_url=None,
         static_url="/docs/static",
     )

@@ -1,4 +1,4 @@
-"""One member of the ensemble: a bundle as a deployment of its own, which answers image by image and computes in batches.
+"""One member of the ensemble: a bundle as a deployment of its own, which sees the images of a call in one forward pass.
 
 Which bundle is meant comes with every question. While a new version rolls out, old and new replicas stand side by side
 and either may be asked by an old or a new ingress; a replica that doesn't hold the bundle yet loads it. So an answer is
@@ -8,15 +8,15 @@ Legend: S side of the network's input, K classes, P prototypes, D H W the latent
 """
 
 import asyncio
-from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from ray import serve
+from ray.serve.metrics import Histogram
 
 from protopnet import imaging
 from protopnet.model.network import ProtoPNet
@@ -25,8 +25,10 @@ from protopnet.predictor import Predictor
 from protopnet.serving.settings import MemberSettings
 
 KEPT = 2  # bundles in memory: the one served, and while a version rolls out the other
+_SIZES: list[float] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 _SENT_ALONG, _PARTS = 90_000, 64  # bytes (Ray's limit is 100 KiB), and how many parts at most
 TOLERANCE = 1e-3  # of the logits of the health check's image, relative to the largest
+_Found = TypeVar("_Found")
 
 
 class BundleRef(NamedTuple):
@@ -34,14 +36,6 @@ class BundleRef(NamedTuple):
 
     uri: str
     hash: str
-
-
-class Question(NamedTuple):
-    """An image for one bundle. `whole`: all that evidence is made of, not the logits alone."""
-
-    pixels_SS3: np.ndarray
-    bundle: BundleRef
-    whole: bool
 
 
 def in_parts(images_SS3: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -75,66 +69,41 @@ class Member:
         # For the life of the process: entering and leaving it in a thread can't change the flags under another.
         self._precision = ExitStack()
         self._precision.enter_context(true_float32())
-        # One thread computes, so that the event loop stays free to collect the next batch and to say it is alive.
+        # One thread computes, so that the event loop stays free to take in the next call and to say it is alive.
         self._worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._sizes = Histogram("protopnet_batch_images", description="Images a forward pass", boundaries=_SIZES)
         self._bundle = bundle
         self._expected_K = self._worker.submit(self._look_at_probe).result()
-        batching: Any = self._answer
-        batching.set_max_batch_size(settings.max_batch)
-        batching.set_batch_wait_timeout_s(settings.batch_wait_s)
 
     async def see(self, bundle: BundleRef, whole: bool, images: int, *parts_NS3: np.ndarray) -> list[Seen]:
-        """What this member sees of some images, which come in parts of their rows (see `in_parts`)."""
-        pixels_BSS3 = np.split(np.concatenate(parts_NS3), images)
-        # serve.batch would cut what arrives during a pass into many small batches, and queue those. What waits
-        # here until the pass is over becomes one.
-        while not self._idle.is_set():
-            await self._idle.wait()
-        return list(await asyncio.gather(*(self._answer(Question(p, bundle, whole)) for p in pixels_BSS3)))
+        """What this member sees of some images, in one forward pass. They come in parts of their rows (see `in_parts`).
 
-    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0)
-    async def _answer(self, questions: list[Question]) -> list[Seen]:
-        self._idle.clear()
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._worker, self._look, questions)
-        finally:
-            self._idle.set()
+        whole: all that evidence is made of, not the logits alone.
+        """
+        pixels_BSS3 = np.stack(np.split(np.concatenate(parts_NS3), images))
+        return await self._in_worker(self._look, bundle, pixels_BSS3, whole)
 
     async def ready(self, bundle: BundleRef) -> bool:
         """True once the bundle is loaded."""
-        await asyncio.get_running_loop().run_in_executor(self._worker, self._predictor, bundle)
+        await self._in_worker(self._predictor, bundle)
         return True
 
     async def check_health(self) -> None:
         """Raises where the network no longer sees in a known image what it saw at the start."""
         if self._broken is None:
-            logits_K = await asyncio.get_running_loop().run_in_executor(self._worker, self._look_at_probe)
+            logits_K = await self._in_worker(self._look_at_probe)
             away = np.abs(logits_K - self._expected_K).max()
             if not away <= TOLERANCE * max(1.0, float(np.abs(self._expected_K).max())):
                 self._broken = f"the logits of a known image have moved by {away}"
         if self._broken is not None:
             raise BrokenMember(self._broken)
 
+    async def _in_worker(self, work: Callable[..., _Found], *given: Any) -> _Found:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work, *given)
+
     # -------------------------------------------------------------------------- in the thread that computes
 
-    def _look(self, questions: Sequence[Question]) -> list[Seen]:
-        """Answers in the order of the questions; those about one bundle are one batch."""
-        of_bundle: dict[BundleRef, list[int]] = defaultdict(list)
-        for place, question in enumerate(questions):
-            of_bundle[question.bundle].append(place)
-        answers: dict[int, Seen] = {}
-        for bundle, places in of_bundle.items():
-            whole = any(questions[place].whole for place in places)
-            seen = self._forward(bundle, np.stack([questions[place].pixels_SS3 for place in places]), whole)
-            answers |= zip(places, seen, strict=True)
-        return [
-            answers[place] if question.whole else Seen(answers[place].logits_K)
-            for place, question in enumerate(questions)
-        ]
-
-    def _forward(self, bundle: BundleRef, pixels_BSS3: np.ndarray, whole: bool) -> list[Seen]:
+    def _look(self, bundle: BundleRef, pixels_BSS3: np.ndarray, whole: bool) -> list[Seen]:
         predictor = self._predictor(bundle)
         images_B3SS = imaging.normalise(torch.from_numpy(pixels_BSS3).to(self._device), predictor.preprocessing)
         if whole and isinstance(predictor.bundles[0].network, ProtoPNet):
@@ -144,6 +113,7 @@ class Member:
         if not np.isfinite(parts[0]).all():
             self._broken = "a forward pass gave logits that aren't numbers"
             raise BrokenMember(self._broken)
+        self._sizes.observe(len(pixels_BSS3))
         return [Seen(*rows) for rows in zip(*parts, strict=True)]
 
     def _predictor(self, bundle: BundleRef) -> Predictor:
@@ -163,4 +133,4 @@ class Member:
         """Logits of an image that is always the same."""
         size = self._predictor(self._bundle).size
         pixels_1SS3 = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
-        return self._forward(self._bundle, pixels_1SS3, whole=False)[0].logits_K
+        return self._look(self._bundle, pixels_1SS3, whole=False)[0].logits_K

@@ -5,7 +5,6 @@ Each replica counts for itself, Ray adds who it was (`deployment`, `replica`). S
 application's, as Prometheus would find it there. Ray collects every 10 s (`RAY_metrics_report_interval_ms`).
 """
 
-import re
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterable
@@ -15,8 +14,7 @@ import ray
 from ray.serve.metrics import Counter, Histogram
 
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
-# Beside our own: what Serve's own batching counts (`ray_serve_actual_batch_size` are the sizes of the batches).
-_OURS = re.compile(r"ray_(protopnet_|serve_(actual_batch|batch)_)")
+_OURS = "ray_protopnet_"
 _TIMEOUT_S = 3
 
 
@@ -85,7 +83,7 @@ def merged(exports: Iterable[str]) -> str:
                 word, named = line.split(" ", 3)[1:3]
                 about = [line] if word == "HELP" else [*about, line]
                 name = named
-            elif _OURS.match(line):
+            elif line.startswith(_OURS):
                 head.setdefault(name, about)
                 samples[name].append(line)
     lines = [line for name, about in head.items() for line in (*about, *samples[name])]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from protopnet.serving import examples
+from protopnet.serving import about
 from protopnet.serving.refusals import Refusal, documented
 from protopnet.serving.schemas import (
     Error,
@@ -58,8 +58,8 @@ def _add_images(router: APIRouter, service: Service) -> None:
         tags=["images"],
         summary="Which class",
         response_model=Prediction,
-        responses=_refusals(*_IMAGES) | {200: _example(examples.PREDICTION)},
-        openapi_extra=examples.BODY,
+        responses=_refusals(*_IMAGES),
+        openapi_extra=about.BODY,
     )
     async def predict(request: Request, options: Annotated[PredictOptions, Query()]) -> Response:
         """The most probable classes of one or several images, without reasons."""
@@ -70,8 +70,8 @@ def _add_images(router: APIRouter, service: Service) -> None:
         tags=["images"],
         summary="Which class, and why",
         response_model=ExplainedImages,
-        responses=_refusals(*_IMAGES, "cannot_explain") | {200: _example(examples.EXPLANATION)},
-        openapi_extra=examples.BODY,
+        responses=_refusals(*_IMAGES, "cannot_explain"),
+        openapi_extra=about.BODY,
     )
     async def explain(request: Request, options: Annotated[ExplainOptions, Query()]) -> Response:
         """The same with evidence: for each class the prototypes with the most points, where in the image they are, and
@@ -178,7 +178,3 @@ def refusal_of(error: Exception) -> Refusal:
 
 def _lowered(text: str) -> str:
     return text[:1].lower() + text[1:]
-
-
-def _example(example: dict[str, Any]) -> dict[str, Any]:
-    return {"content": {"application/json": {"example": example}}}

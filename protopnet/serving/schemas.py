@@ -61,10 +61,10 @@ class PictureOptions(_Options):
 class ClassScore(_Record):
     """What a class got."""
 
-    class_: int = Field(alias="class")
-    class_name: str
-    probability: float
-    logit: float = Field(description="sum over the members")
+    class_: int = Field(alias="class", examples=[3])
+    class_name: str = Field(examples=["Blue Jay"])
+    probability: float = Field(examples=[0.91])
+    logit: float = Field(description="sum over the members", examples=[7.25])
 
 
 class PredictedImage(_Record):
@@ -78,8 +78,8 @@ class PredictedImage(_Record):
 
 
 class _Answer(_Record):
-    request_id: str
-    model: str = Field(description="which bundles answered: a short hash of all of them")
+    request_id: str = Field(examples=["5f2b8c0e-8a4f-4a53-9d0b-3d7b3f6f1c11"])
+    model: str = Field(description="which bundles answered: a short hash of all of them", examples=["9a2b4c6d8e0f"])
 
 
 class Prediction(_Answer):

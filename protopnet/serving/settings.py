@@ -20,7 +20,7 @@ class MemberSettings(Section):
     )
     max_batch: int = Field(16, ge=1, le=1024, description="images a forward pass at most")
     batch_wait_s: float = Field(
-        0.002, ge=0, le=1, description="how long a batch waits for company; while a pass is running it collects anyway"
+        0.002, ge=0, le=1, description="how long an image waits for company; while passes are running some more"
     )
     max_queue: int = Field(
         256, ge=1, description="images that may wait for a member in each ingress replica; more get 503"

@@ -12,6 +12,7 @@ from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import Dataset
 from protopnet.evidence.explanation import Explanation
 from protopnet.evidence.figures import Album, explained_image
+from protopnet.pages.pictures import Inlined
 from protopnet.predictor import Predictor
 from protopnet.words import readable_names
 
@@ -36,15 +37,16 @@ def choose_examples(predictions: pa.Table, each: int = EACH) -> tuple[list[int],
 
 def explained_examples(
     predictor: Predictor, dataset: Dataset, predictions: pa.Table, max_pixels: int = imaging.MAX_PIXELS
-) -> list[Mapping[str, Any]]:
+) -> tuple[list[Mapping[str, Any]], dict[str, Inlined]]:
     """What the template of the report shows of each: see `figures.explained_image`; wrong ones with the true class too.
 
-    Each has `verdict`, a line about what the image is and was taken for, and `right`.
+    Each has `verdict`, a line about what the image is and was taken for, and `right`. With them the images that their
+    pictures are of.
     """
     right, wrong = choose_examples(predictions)
     image_ids = [*right, *wrong]
     if not image_ids:
-        return []
+        return [], {}
     places = np.searchsorted(dataset.table["image_id"].to_numpy(), image_ids)
     rows = dataset.table.take(places)
     photos = [imaging.decode(data, max_pixels=max_pixels) for data in ImageReader().read(rows, range(len(rows)))]
@@ -59,9 +61,10 @@ def explained_examples(
         maps=True,
     )
     album, names = Album(predictor.explainer), readable_names(predictor.classes)
-    return [
+    sheet: dict[str, Inlined] = {}
+    examples: list[Mapping[str, Any]] = [
         {
-            **explained_image(uri.rsplit("/", 1)[-1], photo, explanation, album, names),
+            **explained_image(uri.rsplit("/", 1)[-1], photo, explanation, album, names, sheet),
             "right": image_id in right,
             "verdict": _verdict(explanation, names),
         }
@@ -69,6 +72,7 @@ def explained_examples(
             image_ids, rows["uri"].to_pylist(), photos, explanations, strict=True
         )
     ]
+    return examples, sheet
 
 
 def _verdict(explanation: Explanation, names: Sequence[str]) -> str:

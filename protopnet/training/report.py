@@ -4,7 +4,6 @@ What goes in are plain values (`RunReport`), so a report can be written again fr
 numbers in a test. Charts are in `charts`, the page itself is `report.html.j2`.
 """
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +11,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from PIL import Image
 
-from protopnet.model.boxes import activation_boxes
 from protopnet.pages import charts
-from protopnet.pages.pictures import data_uri
+from protopnet.pages.pictures import Inlined, Picture, data_uri, encoded, opened, shrunk
 from protopnet.pages.templates import render
 from protopnet.quality.table import QualityRow
 from protopnet.words import duration, flatten, percent, readable_names
@@ -50,8 +46,8 @@ STAGES = {
 
 # Of a report with many prototypes, thumbnails are made smaller: 2,000 at full size would be 40 MB.
 FULL_THUMBNAILS, SMALL_SIDE = 400, 128
+MATRIX_CLASSES = 32  # a confusion matrix of more classes is left out
 OPEN_CLASSES = 24  # more classes than this are folded
-_BOX_GRID = 224  # resolution at which the box is found on the activation map
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,8 @@ class RunReport:
     classes: names by label. confusion: K x K counts, a row a true class; None if nothing was evaluated. prototypes:
     a table with the columns of `PROTOTYPE_SCHEMA`; None for a baseline. bundle: where it is. summary: of
     summary.json, `test_accuracy`, `seconds`, `image_passes` and `versions` are shown if they are there. examples:
-    explained test images (`training.examples`). quality: of the explanations, measured on the test images.
+    explained test images (`training.examples`); images: what their pictures are of. quality: of the explanations,
+    measured on the test images.
     """
 
     settings: Mapping[str, Any]
@@ -84,13 +81,14 @@ class RunReport:
     confusion: np.ndarray | Sequence[Sequence[int]] | None = None
     prototypes: pa.Table | None = None
     examples: Sequence[Mapping[str, Any]] = ()
+    images: Mapping[str, Inlined] = field(default_factory=dict)
     quality: Sequence[QualityRow] = ()
 
 
 def write_report(run: RunReport) -> str:
     """The report as one HTML document."""
     confusion = None if run.confusion is None else np.asarray(run.confusion)
-    names = readable_names(run.classes)
+    names, sheet = readable_names(run.classes), dict(run.images)
     return render(
         "training/report.html.j2",
         title=run.settings.get("name", "run"),
@@ -98,9 +96,11 @@ def write_report(run: RunReport) -> str:
         facts=_facts(run),
         charts=_charts(run),
         stages=_stage_rows(run.stages),
-        confusion=None if confusion is None else charts.confusion_chart(confusion, names),
-        confused=[] if confusion is None else charts.most_confused(confusion, names),
-        class_cards=_class_cards(run, names, confusion),
+        confusion=_confusion_rows(confusion, names),
+        confused=[] if confusion is None else most_confused(confusion, names),
+        names=names,
+        class_cards=_class_cards(run, names, confusion, sheet),
+        sheet=sheet,
         folded=len(run.classes) > OPEN_CLASSES,
         settings=list(flatten(run.settings)),
     )
@@ -176,10 +176,35 @@ def _stage_rows(stages: Sequence[StageReport]) -> list[dict[str, Any]]:
 # -------------------------------------------------------------------------------------------- classes
 
 
-def _class_cards(run: RunReport, names: list[str], confusion_KK: np.ndarray | None) -> list[dict[str, Any]]:
+def _confusion_rows(confusion_KK: np.ndarray | None, names: Sequence[str]) -> list[tuple[str, list[tuple[int, float]]]]:
+    """For each true class the images taken for each class: how many, and in per cent. None of many classes: nobody
+    reads such a matrix, and `most_confused` says what is in it."""
+    if confusion_KK is None or len(names) > MATRIX_CLASSES:
+        return []
+    shares_KK = 100 * confusion_KK / np.maximum(1, confusion_KK.sum(1, keepdims=True))
+    rows = zip(names, confusion_KK.tolist(), shares_KK.tolist(), strict=True)
+    return [(name, list(zip(counts, shares, strict=True))) for name, counts, shares in rows]
+
+
+def most_confused(confusion_KK: np.ndarray, names: Sequence[str], limit: int = 20) -> list[dict[str, object]]:
+    """The commonest mistakes: true and predicted class, how many images, and of how many."""
+    mistakes = np.array(confusion_KK) * (1 - np.eye(len(names), dtype=int))
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]
+    pairs = [divmod(int(place), len(names)) for place in order]
+    totals = np.asarray(confusion_KK).sum(axis=1)
+    return [
+        {"true": names[i], "predicted": names[j], "count": int(mistakes[i, j]), "of": int(totals[i])}
+        for i, j in pairs
+        if mistakes[i, j]
+    ]
+
+
+def _class_cards(
+    run: RunReport, names: list[str], confusion_KK: np.ndarray | None, sheet: dict[str, Inlined]
+) -> list[dict[str, Any]]:
     """For each class: its name, accuracy, what it is mostly taken for, and its prototypes."""
     pictures: dict[int, list[dict[str, Any]]] = {label: [] for label in range(len(names))}
-    for picture in _pictures(run.prototypes):
+    for picture in _pictures(run.prototypes, sheet):
         pictures[picture["class"]].append(picture)
     cards = []
     for label, name in enumerate(names):
@@ -199,43 +224,19 @@ def _class_cards(run: RunReport, names: list[str], confusion_KK: np.ndarray | No
     return cards
 
 
-def _pictures(prototypes: pa.Table | None) -> list[dict[str, Any]]:
-    """What the page shows of each prototype. The box is in per cent of the picture's sides."""
-    if prototypes is None or not len(prototypes):
+def _pictures(prototypes: pa.Table | None, sheet: dict[str, Inlined]) -> list[dict[str, Any]]:
+    """What the page shows of each prototype; the images they are on are added to its `sheet`."""
+    if prototypes is None:
         return []
-    rows = prototypes.to_pylist()
-    side = None if len(rows) <= FULL_THUMBNAILS else SMALL_SIDE
-    return [
-        {
-            "prototype": row["prototype"],
-            "class": row["class"],
-            "image": row["uri"].rsplit("/", 1)[-1],
-            "similarity": row["self_similarity"],
-            "source": data_uri(_thumbnail(row["thumbnail"], side)),
-            "box": box,
-        }
-        for row, box in zip(rows, _boxes([row["activation_map"] for row in rows]), strict=True)
-    ]
-
-
-def _boxes(activation_maps: Sequence[Sequence[Sequence[float]]]) -> list[dict[str, float]]:
-    """Where each prototype is on its image: left, top, width, height in per cent.
-
-    The same box as the column `box`, which is in pixels of the source image and so can't be put on a thumbnail.
-    """
-    maps_PHW = torch.tensor(activation_maps, dtype=torch.float32)
-    boxes_P4 = np.concatenate([activation_boxes(part_NHW, _BOX_GRID) for part_NHW in maps_PHW.split(256)])
-    return [
-        {"left": left, "top": top, "width": right - left, "height": bottom - top}
-        for top, left, bottom, right in (100 / _BOX_GRID * boxes_P4).tolist()
-    ]
-
-
-def _thumbnail(jpeg: bytes, side: int | None) -> bytes:
-    if side is None:
-        return jpeg
-    image = Image.open(io.BytesIO(jpeg))
-    image.thumbnail((side, side))
-    sink = io.BytesIO()
-    image.save(sink, "JPEG", quality=80)
-    return sink.getvalue()
+    shown = []
+    small = len(prototypes) > FULL_THUMBNAILS
+    columns = ["prototype", "class", "image_id", "uri", "width", "height", "box", "thumbnail"]
+    for row in prototypes.select(columns).to_pylist():
+        symbol, size, image = f"i{row['image_id']}", (row["width"], row["height"]), row["uri"].rsplit("/", 1)[-1]
+        if symbol not in sheet:
+            jpeg = encoded(shrunk(opened(row["thumbnail"]), SMALL_SIDE)) if small else row["thumbnail"]
+            sheet[symbol] = Inlined(*size, data_uri(jpeg))
+        label = f"prototype {row['prototype']} on {image}"
+        picture = Picture(symbol, *size, tuple(row["box"]), label)
+        shown.append({"prototype": row["prototype"], "class": row["class"], "image": image, "picture": picture})
+    return shown

@@ -41,6 +41,7 @@ from protopnet.training.schedule import (
 from protopnet.training.sgd import train_stage
 from protopnet.training.start import check_directions, sample_patches, start_from_patches
 from protopnet.training.state import save_state
+from protopnet.words import percent
 
 # Test images of a run that deletion and insertion are measured on; `jobs/evaluate.py --quality` takes more.
 CURVE_IMAGES = 24
@@ -124,7 +125,7 @@ def _in_words(result: Result, done: bool) -> str:
     said = ["done before"] if done else []
     for split in ("validation", "test"):
         if result.get(f"{split}_accuracy") is not None:
-            said.append(f"{split} accuracy {100 * result[f'{split}_accuracy']:.1f} %")
+            said.append(f"{split} accuracy {percent(result[f'{split}_accuracy'])}")
     return ", ".join([*said, *([result["says"]] if result.get("says") else [])])
 
 
@@ -197,10 +198,10 @@ def run_joint(run: Run, stage: Stage, state_in: str | None) -> Result:
         run.log.add(stage.name, metrics, epoch=message["epoch"])
         run.log.flush()
         validation = metrics["validation_accuracy"]
-        shown = f", validation {100 * validation:.1f} %" if validation is not None else ""
+        shown = f", validation {percent(validation)}" if validation is not None else ""
         run.reporter.note(
             f"epoch {message['epoch'] + 1}/{epochs.end} {message['phase']:<5} loss {metrics['total']:.3f}, "
-            f"training {100 * metrics['accuracy']:.1f} %{shown}, {metrics['images_per_second']:.0f} img/s"
+            f"training {percent(metrics['accuracy'])}{shown}, {metrics['images_per_second']:.0f} img/s"
         )
 
     plan = plan_training(run.settings.compute)

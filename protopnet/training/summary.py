@@ -10,12 +10,14 @@ import torch
 
 from protopnet import __version__, storage
 from protopnet.model.bundle import Bundle, load_bundle
+from protopnet.pages.pictures import Inlined
 from protopnet.predictor import Predictor
 from protopnet.quality.table import quality_table
 from protopnet.tables import read_table
 from protopnet.training.examples import explained_examples
 from protopnet.training.report import RunReport, StageReport, write_report
 from protopnet.training.run import Result, Run
+from protopnet.words import duration, percent
 
 
 def conclude(run: Run) -> None:
@@ -25,7 +27,8 @@ def conclude(run: Run) -> None:
     run.log.write_tensorboard()
     storage.write_bytes(storage.join(run.uri, "report.html"), write_report(report_of(run, summary)).encode())
     accuracy = summary["test_accuracy"]
-    print(f"\n{run.settings.name}: {_percent(accuracy)} of the test images right, {summary['seconds']:.0f} s")
+    right = f"{percent(accuracy)} of the test images right" if accuracy is not None else "no test images"
+    print(f"\n{run.settings.name}: {right}, {duration(summary['seconds'])}")
     print(f"report  {storage.join(run.uri, 'report.html')}")
     print(f"bundle  {storage.join(run.uri, 'bundle')}")
 
@@ -56,6 +59,7 @@ def report_of(run: Run, summary: dict[str, Any]) -> RunReport:
     evaluated = storage.join(run.uri, "stages", list(run.results)[-1])
     measured = storage.join(evaluated, "metrics.json")
     metrics = storage.read_json(measured) if storage.exists(measured) else {}  # there may be no test images
+    examples, images = _examples(run, bundle, storage.join(evaluated, "predictions.parquet")) if metrics else ([], {})
     return RunReport(
         settings=run.settings.model_dump(mode="json"),
         stages=[
@@ -68,15 +72,18 @@ def report_of(run: Run, summary: dict[str, Any]) -> RunReport:
         summary=summary,
         confusion=metrics.get("confusion"),
         prototypes=bundle.prototypes,
-        examples=_examples(run, bundle, storage.join(evaluated, "predictions.parquet")) if metrics else (),
+        examples=examples,
+        images=images,
         quality=quality_table(metrics.get("quality", {})),
     )
 
 
-def _examples(run: Run, bundle: Bundle, predictions_uri: str) -> Sequence[Mapping[str, Any]]:
-    """A few explained test images; none for a baseline."""
+def _examples(
+    run: Run, bundle: Bundle, predictions_uri: str
+) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Inlined]]:
+    """A few explained test images, and what their pictures are of; none for a baseline."""
     if bundle.prototypes is None:
-        return []
+        return [], {}
     max_pixels = run.settings.data.max_pixels
     return explained_examples(Predictor([bundle]), run.dataset, read_table(predictions_uri), max_pixels)
 
@@ -92,7 +99,3 @@ def _stage_entry(result: Result, following: Result) -> dict[str, Any]:
         for split in ("validation", "test"):
             entry[f"{split}_accuracy"] = following.get(f"{split}_accuracy_before")
     return {"test_accuracy": None, **entry}
-
-
-def _percent(share: float | None) -> str:
-    return f"{100 * share:.1f} %" if share is not None else "an unknown share"

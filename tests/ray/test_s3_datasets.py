@@ -96,10 +96,6 @@ def test_files_behave_as_on_a_disk(bucket: str, tmp_path: Path) -> None:
     assert not storage.exists(f"{bucket}/shallow")
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(f"{bucket}/none")
-    storage.download_folder(f"{bucket}/deep", tmp_path / "back")
-    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == sorted(names)
-    storage.upload_folder(tmp_path / "back", f"{bucket}/up")
-    assert len(storage.list_files(f"{bucket}/up")) == len(names)
     storage.delete_tree(f"{bucket}/deep")
     storage.delete_file(f"{bucket}/deep/gone")
     assert not storage.exists(f"{bucket}/deep")
@@ -144,7 +140,8 @@ def test_what_another_process_writes_is_seen_at_once(bucket: str, endpoint: str)
 def test_a_folder_in_a_bucket_is_the_folder_on_disk(bucket: str, tmp_path: Path) -> None:
     local = flowers(tmp_path / "in")
     (local / "class 1 'ü'" / "bad.jpg").write_bytes(b"")
-    storage.upload_folder(local, f"{bucket}/flowers")
+    for path in filter(Path.is_file, local.rglob("*")):
+        storage.write_bytes(f"{bucket}/flowers/{path.relative_to(local)}", path.read_bytes())
     there, here = scan_folder(f"{bucket}/flowers", FOLDER, 0), scan_folder(str(local), FOLDER, 0)
     assert without_place(there).equals(without_place(here))
     assert there.classes == here.classes

@@ -242,7 +242,7 @@ def test_metrics_are_those_of_all_processes(service):
         'ray_protopnet_request_seconds_bucket{.*route="/v1/predict"',
         'ray_protopnet_predictions_total{.*class_name="',
         "ray_protopnet_abstentions_total{",
-        'ray_serve_actual_batch_size_bucket{.*deployment="member-0"',  # counted in another process
+        'ray_protopnet_batch_images_bucket{.*deployment="member-0"',  # counted in another process
     ]
 
     def seen():

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from protopnet.audit.barred_patches import Barred, Bars, barred_before, parse_barred, patches_on
 from protopnet.errors import UserError
-from protopnet.model.boxes import cell_boxes, scale_boxes
 from protopnet.passes.candidates import local_nearest
 
 
@@ -112,14 +111,6 @@ class TestPatches:
         for (r, c), is_on in np.ndenumerate(found):
             covered = pixels[r * height : (r + shape[0]) * height, c * width : (c + shape[1]) * width]
             assert is_on == covered.any()
-
-    @given(st.data())
-    def test_it_is_always_within_what_is_drawn_as_the_patch(self, data: st.DataObject) -> None:
-        """`cell_boxes` are rounded outwards: barring one bars the patch it is drawn for."""
-        size, height, width = 224, data.draw(SIDES), data.draw(SIDES)
-        cell = (data.draw(st.integers(0, 6)), data.draw(st.integers(0, 6)))
-        (box,) = scale_boxes(cell_boxes([cell], (7, 7), size), size, width, height).tolist()
-        assert patches_on(tuple(box), (height, width), (7, 7), (1, 1))[cell]
 
     def test_the_whole_image_and_a_corner(self) -> None:
         assert patches_on((0, 0, 100, 200), (100, 200), (7, 7), (1, 1)).all()

@@ -5,7 +5,6 @@ import torch
 
 from protopnet.model.boxes import (
     activation_boxes,
-    cell_boxes,
     high_boxes,
     receptive_field_boxes,
     scale_boxes,
@@ -51,11 +50,6 @@ def test_a_prototype_of_two_cells_sees_one_jump_more():
     one, two = (receptive_field_boxes([(3, 3)], VGG16, 1000, shape)[0] for shape in ((1, 1), (1, 2)))
     assert two[3] - two[1] == one[3] - one[1] + 32
     assert two[2] - two[0] == one[2] - one[0]
-
-
-def test_cells_lie_side_by_side_over_the_image():
-    assert cell_boxes([(0, 0), (6, 6)], (7, 7), 224).tolist() == [[0, 0, 32, 32], [192, 192, 224, 224]]
-    assert cell_boxes([(1, 2)], (6, 5), 224, (2, 3)).tolist() == [[37, 89, 112, 224]]
 
 
 def test_boxes_are_scaled_outwards_to_the_image_itself():

@@ -3,19 +3,22 @@
 import base64
 import io
 import re
+from decimal import ROUND_HALF_UP, Decimal
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from browsing import number
 from hypothesis import given
 from hypothesis import strategies as st
 from made_evidence import CLASSES, PEAK, Sources, album, evidence, explanation, half_and_half
 from PIL import Image
 
 from protopnet.errors import UserError
-from protopnet.evidence.figures import Album, class_figure, page, shown_points
+from protopnet.evidence.figures import Album, class_figure, page
+from protopnet.evidence.sums import sums_of
 from protopnet.pages import pictures
-from protopnet.words import find_class, readable_names
+from protopnet.words import find_class, probability_text, readable_names
 
 
 def test_heat_is_where_the_map_is_and_see_through_elsewhere():
@@ -29,45 +32,46 @@ def test_heat_is_where_the_map_is_and_see_through_elsewhere():
     assert flat[..., 3].max() == 0
 
 
-def test_a_box_is_drawn_on_its_edge_and_nowhere_else():
-    before = Image.new("RGB", (120, 90), (90, 90, 90))
-    after = np.asarray(pictures.with_box(before, (20, 30, 60, 100)))
-    changed = np.argwhere((after != np.asarray(before)).any(-1))
-    assert changed.min(0).tolist() == [20, 30]
-    assert changed.max(0).tolist() == [59, 99]
-    assert (after[40, 65] == 90).all()
-
-
 @given(
     st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
-    st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
     st.data(),
 )
-def test_a_moved_box_lies_on_the_copy_and_is_not_empty(size, to, data):
+def test_a_crop_of_a_copy_is_never_empty(size, to, data):
     width, height = size
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
-    new_top, new_left, new_bottom, new_right = pictures.moved((top, left, bottom, right), size, to)
-    assert 0 <= new_top < new_bottom <= to[1]
-    assert 0 <= new_left < new_right <= to[0]
-    assert pictures.moved((top, left, bottom, right), size, size) == (top, left, bottom, right)
+    image = Image.new("RGB", to)
+    assert min(pictures.crop(image, (top, left, bottom, right), size).size) > 0
+    assert pictures.crop(image, (0, 0, height, width), size).size == to
 
 
 def test_the_prototype_is_cut_out_of_its_training_image():
     """Its box is the left half of the source, which is red."""
-    image, box = album().training_image(evidence(1.0))
-    assert box == (0, 0, 50, 100)
-    patch = np.asarray(pictures.crop(image, box)).astype(int)
-    assert (patch[..., 0] > 150).all()
-    assert (patch[..., 2] < 90).all()
+    jpeg, source = album().source(evidence(1.0))
+    patch = pictures.crop(pictures.opened(jpeg), (0, 0, 200, 200), (source.width, source.height))
+    assert patch.size == (100, 100)
+    colours = np.asarray(patch).astype(int)
+    assert (colours[:, :95, 0] > 150).all()
+    assert (colours[:, :95, 2] < 90).all()
 
 
-@given(st.lists(st.floats(-50, 50), max_size=12), st.floats(-500, 500))
-def test_what_is_shown_adds_up(listed, rest):
-    points, remainder, total = shown_points(explanation(listed, rest).top)
-    in_cents = [round(100 * float(text)) for text in (*points, remainder)]
-    assert sum(in_cents) == round(100 * float(total))
-    assert abs(float(remainder) - rest) <= 0.005 * (len(listed) + 2)
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(-20, 20)), max_size=12), st.floats(-500, 500), st.integers(0, 9))
+def test_what_is_shown_adds_up_for_whoever_has_a_calculator(listed, rest, remaining):
+    logit = sum(s * c for s, c in listed) + rest * bool(remaining)
+    shown = sums_of(listed, logit, 0.5, remaining=remaining)
+    total, remainder = number(shown.total), number(shown.remainder)
+    for row, (similarity, connection) in zip(shown.rows, listed, strict=True):
+        product = number(row.similarity) * number(row.connection)
+        assert product.quantize(Decimal("0.01"), ROUND_HALF_UP) == number(row.points)
+        assert abs(number(row.points) - Decimal(similarity * connection)) < Decimal("0.03")
+    assert sum(number(row.points) for row in shown.rows) + remainder == total
+    assert abs(total - Decimal(logit)) <= Decimal("0.00501") if remaining else remainder == 0
+
+
+def test_a_probability_is_never_rounded_to_certainty():
+    shown = [probability_text(share) for share in (0.99951, 0.9994, 0.5, 0.0006, 0.0004)]
+    assert shown == ["> 99.9 %", "99.9 %", "50.0 %", "0.1 %", "< 0.1 %"]
 
 
 def test_a_figure_has_a_row_a_prototype():

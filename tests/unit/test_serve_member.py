@@ -13,7 +13,7 @@ from protopnet import imaging, storage
 from protopnet.errors import UserError
 from protopnet.predictor import Predictor
 from protopnet.serving.app import references
-from protopnet.serving.members import KEPT, BrokenMember, BundleRef, Member, Question, in_parts
+from protopnet.serving.members import KEPT, BrokenMember, BundleRef, Member, in_parts
 from protopnet.serving.settings import MemberSettings
 
 ENCODED = [photo(seed) for seed in range(6)]
@@ -34,35 +34,20 @@ def member(refs):
 
 
 def test_a_batch_is_seen_as_the_predictor_sees_that_batch(member, refs):
-    seen = member._look([Question(image, refs[0], whole=True) for image in PIXELS])
+    seen = asyncio.run(member.see(refs[0], True, len(PIXELS), *in_parts(PIXELS)))
     [view] = Predictor.load([refs[0].uri]).views(pixels(*ENCODED))
     for place, each in enumerate(seen):
         assert np.array_equal(each.logits_K, view.logits_BK[place])
         assert np.array_equal(each.similarities_P, view.similarities_BP[place])
         assert np.array_equal(each.index_P, view.index_BP[place])
         assert np.array_equal(each.latent_DHW, view.latent_BDHW[place])
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1), st.booleans()), min_size=1, max_size=6))
-def test_questions_about_several_bundles_are_answered_in_their_order(shared_member, refs, asked):
-    seen = shared_member._look([Question(PIXELS[image], refs[bundle], whole) for image, bundle, whole in asked])
-    for each, (image, bundle, whole) in zip(seen, asked, strict=True):
-        [alone] = shared_member._look([Question(PIXELS[image], refs[bundle], whole)])
-        assert np.allclose(each.logits_K, alone.logits_K, rtol=1e-4, atol=1e-5)
-        assert (each.latent_DHW is not None) is whole
-
-
-@pytest.fixture(scope="module")
-def shared_member(refs):
-    started = Member(refs[0], MemberSettings(), threads=1)
-    yield started
-    started._precision.close()
+    without_evidence = asyncio.run(member.see(refs[0], False, 1, PIXELS[0]))
+    assert without_evidence[0].latent_DHW is None
 
 
 def test_only_the_last_bundles_are_kept(member, refs):
     for ref in refs:
-        member._look([Question(PIXELS[0], ref, whole=False)])
+        asyncio.run(member.see(ref, False, 1, PIXELS[0]))
     assert list(member._predictors) == refs[-KEPT:]
 
 
@@ -70,7 +55,7 @@ def test_a_bundle_that_was_replaced_in_its_place_is_not_taken_for_the_old_one(me
     [ref] = references([make_bundle(tmp_path, 7)])
     make_bundle(tmp_path, 8)
     with pytest.raises(BrokenMember, match="deploy it again"):
-        member._look([Question(PIXELS[0], ref, whole=False)])
+        asyncio.run(member.see(ref, False, 1, PIXELS[0]))
 
 
 def test_health(member):
@@ -89,7 +74,7 @@ def test_no_answer_is_better_than_one_that_is_no_number(member, refs):
     network = member._predictors[refs[0]].bundles[0].network
     network.prototypes.data[0] = float("nan")
     with pytest.raises(BrokenMember, match="aren't numbers"):
-        member._look([Question(PIXELS[0], refs[0], whole=False)])
+        asyncio.run(member.see(refs[0], False, 1, PIXELS[0]))
     network.prototypes.data[0] = 0.5
     with pytest.raises(BrokenMember):  # once broken, always broken
         asyncio.run(member.check_health())

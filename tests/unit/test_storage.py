@@ -100,16 +100,6 @@ def test_deleting_a_tree_spares_the_target_of_a_link_and_refuses_everything(tmp_
             storage.delete_tree(everything)
 
 
-def test_folders_are_copied_whole(tmp_path: Path) -> None:
-    for name in ODD_NAMES:
-        storage.write_bytes(str(tmp_path / "from" / "in" / name), name.encode())
-    storage.upload_folder(tmp_path / "from", str(tmp_path / "there"))
-    storage.download_folder(str(tmp_path / "there"), tmp_path / "back")
-    assert {path.name: path.read_text() for path in (tmp_path / "back" / "in").iterdir()} == {n: n for n in ODD_NAMES}
-    with pytest.raises(FileNotFoundError):
-        storage.upload_folder(tmp_path / "nowhere", str(tmp_path / "there"))
-
-
 def test_storage_that_cannot_be_written_names_the_setting(tmp_path: Path) -> None:
     storage.check_writable(str(tmp_path / "new"))
     assert os.listdir(tmp_path / "new") == []

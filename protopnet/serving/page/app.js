@@ -4,7 +4,7 @@ import { getBlob, onUnauthorized, Refused } from "./api.js";
 import { byId, complain, make } from "./dom.js";
 import { askWhyNot, look, refused } from "./look.js";
 import { modelKnown } from "./model.js";
-import { part } from "./pictures.js";
+import { whole } from "./pictures.js";
 import { gallery, someOf, trainingPicture } from "./prototypes.js";
 
 const EXAMPLES = 6;
@@ -67,8 +67,7 @@ async function offerExamples(model) {
   const buttons = items.map(async (item) => {
     const picture = await trainingPicture(item, model);
     const click = () => bringExample(item, model).catch((error) => refused(byId("problem"), error));
-    const { width, height } = picture;
-    return make("button", { type: "button", click }, part(picture, [0, 0, height, width], ""), model.names[item.class]);
+    return make("button", { type: "button", click }, whole(picture, {}), model.names[item.class]);
   });
   byId("examples").replaceChildren(...(await Promise.all(buttons)));
   byId("examples-side").hidden = !items.length;

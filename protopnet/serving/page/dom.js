@@ -2,9 +2,11 @@
 
 export const byId = (id) => document.getElementById(id);
 
+const DRAWN = new Set(["svg", "image", "rect", "text", "g"]); // what is drawn isn't HTML
+
 /** An element: make("p", {class: "soft"}, "text", child). Properties that are functions become listeners. */
 export function make(tag, properties = {}, ...children) {
-  const element = document.createElement(tag);
+  const element = document.createElementNS(`http://www.w3.org/${DRAWN.has(tag) ? "2000/svg" : "1999/xhtml"}`, tag);
   for (const [name, value] of Object.entries(properties)) {
     if (typeof value === "function") element.addEventListener(name, value);
     else if (value === true) element.setAttribute(name, "");

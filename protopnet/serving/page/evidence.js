@@ -4,7 +4,6 @@ import { byId, make } from "./dom.js";
 import { part, whole } from "./pictures.js";
 import { fileName, trainingPicture } from "./prototypes.js";
 import * as stage from "./stage.js";
-import { account, percent, points, precise } from "./sums.js";
 
 const COLUMNS = [
   "This part of your photo",
@@ -17,9 +16,8 @@ const COLUMNS = [
 const SHORT = ["part of your photo", "that prototype", "its training image", "where it is similar", COLUMNS[4]];
 
 /** A class that folds away: `lead` is a sentence above its table. Its pictures are drawn when it is first unfolded. */
-export function classCard(entry, { model, photo, lead, open }) {
+export function classCard(entry, { model, photo, heats, lead, open }) {
   const name = model.names[entry.class];
-  const sums = account(entry, model.ownPrototypes[entry.class]);
   const bar = make("i");
   bar.style.width = `${100 * entry.probability}%`;
   const card = make(
@@ -30,12 +28,12 @@ export function classCard(entry, { model, photo, lead, open }) {
       {},
       make("b", { class: "name" }, name),
       make("span", { class: "meter", "aria-hidden": "true" }, bar),
-      make("span", { class: "share" }, percent(entry.probability)),
-      make("span", { class: "total" }, `${points(sums.total)} points`),
+      make("span", { class: "share" }, entry.shown.probability),
+      make("span", { class: "total" }, `${entry.shown.total} points`),
     ),
   );
   const unfold = () => {
-    if (card.children.length === 1) card.append(make("p", {}, lead), table(entry, sums, model, photo));
+    if (card.children.length === 1) card.append(make("p", {}, lead), table(entry, model, photo, heats));
     unpress();
     stage.setMarks(entry.evidence, `Numbered: the parts of your photo that gave ${name} the most points.`);
   };
@@ -45,14 +43,15 @@ export function classCard(entry, { model, photo, lead, open }) {
 }
 
 /** Roles are named, because on a phone the style makes blocks of rows, and browsers then forget what they were. */
-function table(entry, sums, model, photo) {
+function table(entry, model, photo, heats) {
   const name = model.names[entry.class];
   const heads = COLUMNS.map((text) => make("th", { scope: "col", role: "columnheader" }, text));
-  const most = Math.max(...sums.rows.map((line) => Math.abs(line.points)), 1);
+  const most = Math.max(...entry.evidence.map((item) => Math.abs(item.points)), 0.01);
   const rows = entry.evidence.map((item, place) => {
     const prototype = item.class === entry.class ? model.number(item) : model.title(item);
-    const line = row(item, place + 1, prototype, photo);
-    line.append(sumCell(item, sums.rows[place], most));
+    const heat = `data:image/png;base64,${heats[`${item.member}/${item.prototype}`]}`;
+    const line = row(item, place + 1, prototype, photo, heat);
+    line.append(sumCell(item, entry.shown.rows[place], most));
     fillSource(line, item, prototype, model);
     return line;
   });
@@ -61,14 +60,14 @@ function table(entry, sums, model, photo) {
     { class: "evidence", role: "table", "aria-label": `Evidence for ${name}` },
     make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, ...heads)),
     make("tbody", { role: "rowgroup" }, ...rows),
-    make("tfoot", { role: "rowgroup" }, ...foot(entry, sums, name)),
+    make("tfoot", { role: "rowgroup" }, ...foot(entry, name)),
   );
 }
 
 /** The pictures of one piece of evidence; those of its prototype come later. */
-function row(item, number, prototype, photo) {
+function row(item, number, prototype, photo, heat) {
   const caption = `Part ${number} looks like ${prototype}.`;
-  const shown = { box: item.box, heat: item.activation_map, caption };
+  const shown = { box: item.box, heat, caption };
   const button = make(
     "button",
     { type: "button", class: "part", "aria-pressed": "false", "aria-label": `Part ${number}: show it on the photo` },
@@ -87,7 +86,7 @@ function row(item, number, prototype, photo) {
     cell(SHORT[0], button),
     cell(SHORT[1], make("div", { class: "waiting" })),
     cell(SHORT[2], make("div", { class: "waiting" })),
-    cell(SHORT[3], whole(photo, item.box, item.activation_map, `Where your photo is like ${prototype}`)),
+    cell(SHORT[3], whole(photo, { box: item.box, heat, label: `Where your photo is like ${prototype}` })),
   );
   button.addEventListener("click", () => {
     const kept = stage.keep(shown);
@@ -104,19 +103,19 @@ function unpress() {
 
 const cell = (label, ...content) => make("td", { role: "cell", "data-label": label }, ...content);
 
-function sumCell(item, sums, most) {
-  const bar = make("div", { class: sums.points < 0 ? "amount against" : "amount" });
-  bar.style.width = `${(100 * Math.abs(sums.points)) / most}%`;
+function sumCell(item, shown, most) {
+  const bar = make("div", { class: item.points < 0 ? "amount against" : "amount" });
+  bar.style.width = `${(100 * Math.abs(item.points)) / most}%`;
   return make(
     "td",
     { role: "cell", class: "sum", "data-label": SHORT[4] },
-    make("span", { class: "similarity" }, precise(sums.similarity)),
+    make("span", { class: "similarity" }, shown.similarity),
     " × ",
-    make("span", { class: "connection" }, precise(sums.connection)),
+    make("span", { class: "connection" }, shown.connection),
     " = ",
-    make("b", { class: "points" }, points(sums.points)),
+    make("b", { class: "points" }, shown.points),
     bar,
-    item.source && make("small", {}, `similarity ${precise(sums.similarity)} of ${item.source.self_similarity.toFixed(3)}`),
+    item.source && make("small", {}, `similarity ${shown.similarity} of ${item.source.self_similarity.toFixed(3)}`),
   );
 }
 
@@ -129,7 +128,7 @@ async function fillSource(line, item, prototype, model) {
     const link = make(
       "a",
       { href: `#prototypes/${item.class}`, title: `${fileName(item.source)}: see all prototypes of this class` },
-      whole(picture, item.source.box, null, `The training image of ${prototype}, with the prototype in a box`),
+      whole(picture, { box: item.source.box, label: `The training image of ${prototype}, with the prototype in a box` }),
     );
     cropCell.replaceChildren(part(picture, item.source.box, prototype));
     imageCell.replaceChildren(link);
@@ -141,22 +140,18 @@ async function fillSource(line, item, prototype, model) {
 }
 
 /** The prototypes that have no row, and the total. */
-function foot(entry, sums, name) {
-  const { own, other, total } = sums;
-  const lines = [];
-  const more = entry.evidence.length ? "other " : "";
-  if (own.count) lines.push(footLine(`${own.count} ${more}${plural(own.count)} of ${name}`, own.points));
-  if (other.count) lines.push(footLine(`${other.count} ${plural(other.count)} of other classes`, other.points));
-  return [...lines, footLine(`Total for ${name}`, total, "total")];
+function foot({ evidence, remainder, shown }, name) {
+  const total = footLine(`Total for ${name}`, shown.total, "total");
+  if (!remainder.prototypes) return [total];
+  const what = `${remainder.prototypes} ${evidence.length ? "other " : ""}prototype${remainder.prototypes === 1 ? "" : "s"} together`;
+  return [footLine(what, shown.remainder), total];
 }
-
-const plural = (count) => (count === 1 ? "prototype" : "prototypes");
 
 function footLine(label, value, kind = "rest") {
   return make(
     "tr",
     { role: "row", class: kind },
     make("th", { scope: "row", role: "rowheader", colspan: COLUMNS.length - 1 }, label),
-    make("td", { role: "cell", class: "sum" }, make("b", { class: "points" }, points(value))),
+    make("td", { role: "cell", class: "sum" }, make("b", { class: "points" }, value)),
   );
 }

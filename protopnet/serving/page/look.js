@@ -4,10 +4,8 @@ import { getJson, Refused } from "./api.js";
 import { byId, complain, make } from "./dom.js";
 import { classCard } from "./evidence.js";
 import { modelKnown } from "./model.js";
-import { readPicture, unseen } from "./pictures.js";
+import { readPicture } from "./pictures.js";
 import * as stage from "./stage.js";
-import { difference, percent } from "./sums.js";
-import { find, nearest } from "./words.js";
 
 const TOP_CLASSES = 3;
 const TOP_PROTOTYPES = 5;
@@ -29,9 +27,9 @@ export async function look(blob, note = "") {
   try {
     const model = await modelKnown();
     const image = await explain(model, blob, { top_classes: TOP_CLASSES }, signal);
-    const photo = (await showing) ?? unseen(image.width, image.height);
+    const url = (await showing)?.url; // none of a photo that only the server can read
     if (signal.aborted) return;
-    Object.assign(photo, { width: image.width, height: image.height }); // boxes are in pixels as the server counts them
+    const photo = { url, width: image.width, height: image.height }; // boxes are in pixels as the server counts them
     current = { blob, photo, model, top: image.classes[0] };
     const seconds = ((performance.now() - started) / 1000).toFixed(1);
     showAnswer(image, `${note} Answered in ${seconds} s.`.trim());
@@ -50,7 +48,7 @@ async function explain(model, blob, options, signal) {
     const [size, most] = [blob.size, model.limits.max_bytes].map((bytes) => (bytes / 1e6).toFixed(1));
     throw new Refused(`The file has ${size} MB, and this server takes ${most} MB at most. A smaller copy of the photo will do.`, 413);
   }
-  const wanted = new URLSearchParams({ ...options, top_prototypes: TOP_PROTOTYPES, maps: "values" });
+  const wanted = new URLSearchParams({ ...options, top_prototypes: TOP_PROTOTYPES, maps: "png" });
   return (await getJson(`v1/explain?${wanted}`, { method: "POST", body: blob, signal })).images[0];
 }
 
@@ -60,70 +58,61 @@ function showAnswer(image, note) {
   const { model, photo, top } = current;
   const second = image.classes[1];
   const unsure = image.abstained
-    ? `A guess: where it is less than ${percent(model.abstainBelow)} sure, this model would rather not answer. `
+    ? `A guess: where it is less than ${100 * model.abstainBelow} % sure, this model would rather not answer. `
     : "";
   stage.setPicture(photo);
   byId("welcome").hidden = true;
   byId("answer").hidden = false;
   byId("photo-view").classList.add("answered");
-  const share = make("span", { class: "share" }, percent(top.probability));
+  const share = make("span", { class: "share" }, top.shown.probability);
   byId("verdict").replaceChildren(model.names[top.class], " ", share);
   byId("verdict-note").textContent = unsure + note;
-  byId("classes").replaceChildren(...image.classes.map((entry) => card(entry, entry === top ? second : top, entry === top)));
+  byId("classes").replaceChildren(...image.classes.map((entry) => card(image, entry, entry === top ? second : top, entry === top)));
   byId("asked").replaceChildren();
   byId("other-class").value = "";
   complain(byId("why-not-problem"), null);
-  say(`${model.names[top.class]}, ${percent(top.probability)}. Its evidence is in the table below.`);
+  say(`${model.names[top.class]}, ${top.shown.probability}. Its evidence is in the table below.`);
 }
 
-function card(entry, other, open) {
-  return classCard(entry, { ...current, lead: other ? compare(entry, other) : "", open });
+function card(image, entry, other, open) {
+  return classCard(entry, { ...current, heats: image.heat_maps, lead: other ? compare(entry, other) : "", open });
 }
 
 /** How far a class is from another. */
 function compare(entry, other) {
   const [name, otherName] = [entry, other].map((one) => current.model.names[one.class]);
-  const [own, others] = [entry, other].map((one) => one.own_points.toFixed(1));
+  const [own, others] = [entry, other].map((one) => one.own_points.toFixed(2));
   const because = `${name} got ${own} points from its own prototypes, ${otherName} ${others} from its own.`;
-  return `${difference(entry.logit, other.logit)} than ${otherName}. ${because}`;
+  const [total, otherTotal] = [entry, other].map((one) => Number(one.shown.total.replace("−", "-")));
+  const apart = `${Math.abs(total - otherTotal).toFixed(2)} points ${total < otherTotal ? "fewer" : "more"}`;
+  return `${apart} than ${otherName}. ${because}`;
 }
 
 // ---------------------------------------------------------------------------------------------- why not
 
-/** Answer to a name as somebody typed it. */
-export function askWhyNot(text) {
-  const { names, rawNames } = current.model;
-  const label = find(text, names, rawNames);
-  if (label >= 0) return whyNot(label);
-  const message = text.trim() ? `There is no class “${text.trim()}”.` : "Type the name of a class.";
-  const buttons = nearest(text, names).map((place) =>
-    make("button", { type: "button", click: () => whyNot(place) }, names[place]),
-  );
-  return complain(byId("why-not-problem"), message + (buttons.length ? " Did you mean" : ""), ...buttons);
-}
-
-async function whyNot(label) {
+/** Answer to the name of a class as somebody typed it; the server says which it may be where there is none. */
+export async function askWhyNot(text) {
   const { signal } = request;
   const { model, blob, top } = current;
-  const name = model.names[label];
-  byId("other-class").value = name;
   complain(byId("why-not-problem"), null);
-  if (label === top.class) {
-    complain(byId("why-not-problem"), `${name} is what the network takes it for: its evidence is at the top.`);
-    return;
-  }
+  if (!text.trim()) return complain(byId("why-not-problem"), "Type the name of a class.");
   busy(true);
   try {
-    const image = await explain(model, blob, { top_classes: 1, class: model.rawNames[label] }, signal);
+    const image = await explain(model, blob, { top_classes: 1, class: text.trim() }, signal);
     if (signal.aborted) return;
-    const entry = image.classes.find((one) => one.class === label);
+    const entry = image.classes.at(-1);
+    const name = model.names[entry.class];
+    byId("other-class").value = name;
+    if (entry.class === top.class) {
+      return complain(byId("why-not-problem"), `${name} is what the network takes it for: its evidence is at the top.`);
+    }
     const heading = make("h3", { tabindex: "-1" }, `Why not ${name}?`);
-    byId("asked").replaceChildren(heading, card(entry, top, true));
+    byId("asked").replaceChildren(heading, card(image, entry, top, true));
     heading.focus({ preventScroll: true });
     heading.scrollIntoView({ block: "start" });
-    say(`${name}, ${percent(entry.probability)}. ${compare(entry, top)}`);
+    say(`${name}, ${entry.shown.probability}. ${compare(entry, top)}`);
   } catch (error) {
-    if (!signal.aborted) refused(byId("why-not-problem"), error, () => whyNot(label));
+    if (!signal.aborted) refused(byId("why-not-problem"), error, () => askWhyNot(text));
   } finally {
     if (!signal.aborted) busy(false);
   }

@@ -1,7 +1,6 @@
 /* What the server says of its model, and what its classes and prototypes are called. */
 
 import { getJson } from "./api.js";
-import { readableNames } from "./words.js";
 
 let asked = null;
 
@@ -23,10 +22,9 @@ class Model {
     this.limits = answer.limits;
     this.abstainBelow = answer.abstain_below;
     this.members = answer.members;
-    this.rawNames = answer.classes.map((entry) => entry.class_name);
-    this.names = readableNames(this.rawNames);
+    this.names = answer.classes.map((entry) => entry.readable_name);
     this.ownPrototypes = answer.classes.map((entry) => entry.prototypes);
-    this.prototypes = answer.members.reduce((sum, member) => sum + member.prototypes, 0);
+    this.prototypes = answer.prototypes;
   }
 
   get summary() {

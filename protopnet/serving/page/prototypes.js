@@ -5,8 +5,7 @@ import { byId, complain, make } from "./dom.js";
 import { part, readPicture, whole } from "./pictures.js";
 
 const PAGE = 24;
-const KEPT = 200; // pictures at hand; others come back from the browser's own store
-const pictures = new Map(); // path → promise of a picture, the oldest first
+const pictures = new Map(); // path → promise of a picture
 
 /** Picture of a prototype's training image, its boxes measured as in `source`; null if the bundle has none. */
 export async function trainingPicture({ member, prototype, source, thumbnail }, model) {
@@ -16,7 +15,6 @@ export async function trainingPicture({ member, prototype, source, thumbnail }, 
     const fetched = getBlob(path).then(readPicture);
     fetched.catch(() => pictures.delete(path)); // to be tried again
     pictures.set(path, fetched);
-    if (pictures.size > KEPT) pictures.delete(pictures.keys().next().value);
   }
   const picture = await pictures.get(path);
   return picture && { ...picture, width: source.width, height: source.height };
@@ -44,7 +42,7 @@ export function gallery(model) {
     const mine = ++newest;
     try {
       const wanted = new URLSearchParams({ offset, limit: PAGE });
-      if (label !== null) wanted.set("class", model.rawNames[label]);
+      if (label !== null) wanted.set("class", model.names[label]);
       const answer = await getJson(`v1/prototypes?${wanted}`);
       if (mine === newest) fill(answer); // else another page was asked for meanwhile
     } catch (error) {
@@ -88,7 +86,7 @@ async function fillPair(pair, item, model) {
     const picture = await trainingPicture(item, model);
     if (!picture) throw new Error("No picture in the bundle.");
     const { box } = item.source;
-    pair.replaceChildren(whole(picture, box, null, `Training image of ${title}, in a box`), part(picture, box, title));
+    pair.replaceChildren(whole(picture, { box, label: `Training image of ${title}, in a box` }), part(picture, box, title));
   } catch (error) {
     pair.replaceChildren(make("span", { class: "soft" }, error.message));
   }

@@ -1,10 +1,7 @@
 /* The photo at the side: numbered boxes of a class's evidence, or one piece of it with its heat map. */
 
 import { byId } from "./dom.js";
-import { paint } from "./pictures.js";
-
-const SHARP = 1.5; // pixels of the canvas to one of the page
-const HIGH = 0.62; // of the window, at most
+import { whole } from "./pictures.js";
 
 let picture = null;
 let marks = [];
@@ -43,17 +40,9 @@ export function keep(item) {
 
 function draw() {
   if (!picture) return;
-  const canvas = byId("picture");
-  const { width, height } = picture.canvas;
-  const scale = Math.min((byId("stage").clientWidth || 360) / width, (HIGH * innerHeight) / height);
-  canvas.width = Math.round(width * scale * SHARP);
-  canvas.height = Math.round(height * scale * SHARP);
-  canvas.style.width = `${Math.round(width * scale)}px`;
   const item = pointedAt ?? kept;
-  paint(canvas, picture, item ? { focus: item.box, heat: item.heat, line: 3 } : { marks, line: 2 });
-  canvas.setAttribute("aria-label", item ? item.caption : `Your photo. ${about}`);
+  const shown = item ? { box: item.box, heat: item.heat, label: item.caption } : { marks, label: `Your photo. ${about}` };
+  byId("picture").replaceChildren(whole(picture, shown));
   byId("caption").textContent = item ? item.caption : about;
   byId("legend").classList.toggle("off", !item?.heat);
 }
-
-window.addEventListener("resize", draw);

@@ -1,0 +1,59 @@
+"""Figures as people read them: rounded, and still adding up for whoever checks them with a calculator.
+
+Similarity and connection have three decimals, and points are the product of what is shown, to two. The total is the
+logit to two decimals. What rounding left over goes into the remaining prototypes, which no reader can add up again.
+"""
+
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from protopnet.words import probability_text
+
+
+class ShownRow(BaseModel):
+    """One prototype listed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    similarity: str
+    connection: str
+    points: str
+
+
+class Sums(BaseModel):
+    """A table of evidence in rounded figures that add up, with a true minus sign."""
+
+    model_config = ConfigDict(frozen=True)
+
+    probability: str
+    rows: list[ShownRow] = Field(description="of the prototypes listed, in their order")
+    remainder: str = Field(description="points of all others")
+    total: str
+
+
+def sums_of(listed: Iterable[tuple[float, float]], logit: float, probability: float, *, remaining: int) -> Sums:
+    """listed: similarity and connection of each prototype. remaining: how many prototypes aren't listed."""
+    thousandths = [(round(1000 * similarity), round(1000 * connection)) for similarity, connection in listed]
+    points = [_hundredths(similarity * connection) for similarity, connection in thousandths]
+    total = round(100 * logit) if remaining else sum(points)
+    rows = [
+        ShownRow(similarity=_text(s, 3), connection=_text(c, 3), points=_text(p, 2))
+        for (s, c), p in zip(thousandths, points, strict=True)
+    ]
+    return Sums(
+        probability=probability_text(probability),
+        rows=rows,
+        remainder=_text(total - sum(points), 2),
+        total=_text(total, 2),
+    )
+
+
+def _hundredths(millionths: int) -> int:
+    """Half a hundredth is rounded away from 0, as on paper."""
+    size = (abs(millionths) + 5_000) // 10_000
+    return size if millionths >= 0 else -size
+
+
+def _text(value: int, decimals: int) -> str:
+    return f"{'−' if value < 0 else ''}{abs(value) / 10**decimals:.{decimals}f}"
