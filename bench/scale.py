@@ -5,8 +5,8 @@
 Forward passes grow with the images and shrink with the devices; what this measures is the rest, on made-up numbers of
 the real shapes, so that it can be taken to sizes whose images nobody has here:
 
-push         candidates of blocks of 2,048 images of classes in order, 10 prototypes a class of 128 numbers, reduced in
-             the driver: prototypes x10 and x100, images x10; bytes that reach the driver, and its memory
+push         candidates of blocks of 2,048 images in a drawn order, looked through by 8 workers, 10 prototypes a class of
+             128 numbers, reduced in the driver: prototypes x10 and x100, images x10; bytes that reach it, its memory
 last layer   one evaluation of loss and gradient: images x10, prototypes x10, classes x10; bytes an iteration moves
 scoring      the manifest and the record of finished parts: images x10; what a rerun does before it scores
 units        what Ray Data costs for each unit of work, whoever does it: units x10, actors 1, 2, 4
@@ -27,16 +27,16 @@ from protopnet import storage
 from protopnet.budget import PassPlan
 from protopnet.cluster import connect
 from protopnet.config import ComputeSettings
-from protopnet.passes.candidates import CANDIDATE_SCHEMA, Reducer
+from protopnet.passes.candidates import CANDIDATE_SCHEMA, Cutoff, Reducer
 from protopnet.passes.image_pass import MAX_BLOCK_ROWS, over_blocks
-from protopnet.passes.push import candidates_needed
+from protopnet.passes.push import MOST_NUMBERS, candidates_needed
 from protopnet.scoring.inputs import INPUT_SCHEMA
 from protopnet.scoring.manifest import write_manifest
 from protopnet.scoring.output import score_schema, take_stock, write_chunk
 from protopnet.scoring.tally import Tally
 from protopnet.training.solver import RowBlock
 
-PER_CLASS, DEPTH = 10, 128
+PER_CLASS, DEPTH, WORKERS = 10, 128, 8
 Figures = dict[str, Any]
 
 
@@ -68,10 +68,13 @@ def push(prototypes: int, images_a_class: int, random: np.random.Generator) -> F
     classes = prototypes // PER_CLASS
     images = classes * images_a_class
     k = candidates_needed(np.repeat(np.arange(classes), PER_CLASS), distinct=True)
+    vectors = prototypes * DEPTH * k <= MOST_NUMBERS
     blocks = -(-images // MAX_BLOCK_ROWS)
     moved, spent, reducer = 0, 0.0, Reducer(k)
+    cutoffs = [Cutoff(prototypes, k) for _ in range(WORKERS)]
     for block in range(blocks):
-        candidates = block_of_candidates(block, images_a_class, classes, k, random)
+        found = block_of_candidates(block, classes, k, random, vectors)
+        candidates = cutoffs[block % WORKERS].passing(found)
         moved += candidates.nbytes
         spent += seconds(lambda candidates=candidates: reducer.add(candidates))
     spent += seconds(reducer.result)
@@ -87,23 +90,26 @@ def push(prototypes: int, images_a_class: int, random: np.random.Generator) -> F
     }
 
 
-def block_of_candidates(block: int, images_a_class: int, classes: int, k: int, random: np.random.Generator) -> pa.Table:
-    """What one block emits: k candidates of each prototype of the classes it has."""
-    first = block * MAX_BLOCK_ROWS // images_a_class
-    last = min(classes, -(-(block + 1) * MAX_BLOCK_ROWS // images_a_class))
-    prototype = np.repeat(np.arange(first * PER_CLASS, last * PER_CLASS, dtype=np.int32), k)
+def block_of_candidates(block: int, classes: int, k: int, random: np.random.Generator, vectors: bool) -> pa.Table:
+    """What one block finds: k candidates of each prototype of the classes that its images happen to be of; every class is
+    in the first ones."""
+    seen = np.unique(random.integers(0, classes, MAX_BLOCK_ROWS))
+    if block * MAX_BLOCK_ROWS < classes:
+        seen = np.union1d(seen, np.arange(block * MAX_BLOCK_ROWS, min(classes, (block + 1) * MAX_BLOCK_ROWS)))
+    own = (seen[:, None] * PER_CLASS + np.arange(PER_CLASS)).ravel().astype(np.int32)
+    prototype = np.repeat(own, k)
     rows = len(prototype)
-    vectors = random.random(rows * DEPTH, dtype=np.float32)
-    offsets = np.arange(rows + 1, dtype=np.int32) * DEPTH
+    numbers = random.random(rows * DEPTH if vectors else 0, dtype=np.float32)
+    offsets = np.arange(rows + 1, dtype=np.int32) * (DEPTH if vectors else 0)
     return pa.table(
         {
             "prototype": prototype,
-            "distance": random.random(rows),
+            "distance": np.sort(random.random((len(own), k)), axis=1).ravel(),
             "image_id": block * MAX_BLOCK_ROWS + random.integers(0, MAX_BLOCK_ROWS, rows),
             "label": (prototype // PER_CLASS).astype(np.int32),
             "row": np.zeros(rows, np.int32),
             "column": np.zeros(rows, np.int32),
-            "vector": pa.ListArray.from_arrays(offsets, vectors),
+            "vector": pa.ListArray.from_arrays(offsets, numbers) if vectors else pa.nulls(rows, pa.list_(pa.float32())),
         },
         schema=CANDIDATE_SCHEMA,
     )

@@ -62,13 +62,14 @@ def local_nearest(
     one_per_image: bool = False,
     spare: int = 0,
     barred_BL: np.ndarray | None = None,
+    vectors: bool = True,
 ) -> pa.Table:
     """The k nearest patches of each prototype among the images of one batch.
 
     With `prototype_class_P` a prototype sees only images of its own class, and prototypes of classes that are
     not in the batch emit nothing. With `one_per_image` only the best patch of each image counts. Patches that are true
     in `barred_BL` are passed over. Returns sorted CANDIDATE_SCHEMA rows, at most k a prototype (and up to `spare` more,
-    see above), with the patch itself (D*h*w floats) as `vector`.
+    see above), with the patch itself (D*h*w floats) as `vector`, or null without `vectors`.
     """
     wanted_p = _prototypes_in_play(prototype_class_P, labels_B, len(prototypes_PDhw))
     B, _, H, W = latent_BDHW.shape
@@ -86,7 +87,14 @@ def local_nearest(
             )
             prototype = pa.array(wanted_c[found["prototype"].to_numpy()].astype(np.int32))
             tables.append(found.set_column(0, "prototype", prototype))
-    return pa.concat_tables(tables).combine_chunks()
+    table = pa.concat_tables(tables).combine_chunks()
+    return table if vectors else without_vectors(table)
+
+
+def without_vectors(table: pa.Table) -> pa.Table:
+    """The same candidates, which then take 40 bytes each."""
+    at = table.schema.get_field_index("vector")
+    return table.set_column(at, table.schema.field(at), pa.nulls(len(table), table.schema.field(at).type))
 
 
 def _nearest(
@@ -141,6 +149,30 @@ def merge_nearest(tables: list[pa.Table], k: int, spare: int = 0, *, one_per_ima
     limit = distance[kth[np.searchsorted(prototype[kth], prototype[beyond])]]
     kept[beyond] = distance[beyond] <= limit + rounding(limit)
     return table.filter(pa.array(kept))
+
+
+class Cutoff:
+    """Drops candidates that can't be among the k nearest, because of nearer ones that have passed already.
+
+    Whoever looks through images in no order of classes meets each class again and again: without it every batch would send
+    k candidates of every prototype of its classes. What is dropped has k others nearer by more than rounding, so what the
+    reduce comes to stays the same, whichever images go to whom.
+    """
+
+    def __init__(self, prototypes: int, k: int) -> None:
+        self.nearest_Pk = np.full((prototypes, k), np.inf)
+
+    def passing(self, table: pa.Table, *, one_per_image: bool = False) -> pa.Table:
+        """The rows of a sorted table that may matter; with `one_per_image` the k nearest are images."""
+        best = first_of_each_image(table) if one_per_image else table
+        rank, k = rank_within_prototype(best), self.nearest_Pk.shape[1]
+        prototype_n, distance_n = best["prototype"].to_numpy()[rank < k], best["distance"].to_numpy()[rank < k]
+        seen_p, place_n = np.unique(prototype_n, return_inverse=True)
+        new_pk = np.full((len(seen_p), k), np.inf)
+        new_pk[place_n, rank[rank < k]] = distance_n
+        self.nearest_Pk[seen_p] = np.partition(np.hstack([self.nearest_Pk[seen_p], new_pk]), k - 1)[:, :k]
+        limit_n = self.nearest_Pk[table["prototype"].to_numpy()].max(1)
+        return table.filter(pa.array(table["distance"].to_numpy() <= limit_n + rounding(limit_n)))
 
 
 class Reducer:

@@ -16,6 +16,7 @@ import torch
 from protopnet.model.network import ProtoPNet
 from protopnet.model.prototypes import paired_distances, patches
 from protopnet.passes.candidates import (
+    Cutoff,
     Reducer,
     first_of_each_image,
     local_nearest,
@@ -23,6 +24,7 @@ from protopnet.passes.candidates import (
     rank_of_image,
     rounding,
     vector_column,
+    without_vectors,
 )
 from protopnet.passes.image_pass import NetworkTask, PassOptions, run_pass
 
@@ -34,7 +36,8 @@ SPARE_CANDIDATES = 64
 class NearestTask(NetworkTask):
     """`ImageTask`: the nearest patches of each prototype among the images of a batch.
 
-    barred: by image_id, patches (rows x columns) that no prototype may take.
+    barred: by image_id, patches (rows x columns) that no prototype may take. vectors: whether candidates bring their
+    patches along. A task remembers how near those were that it has found so far, and leaves out what is farther.
     """
 
     k: int
@@ -42,10 +45,14 @@ class NearestTask(NetworkTask):
     one_per_image: bool = False
     spare: int = 0
     barred: Mapping[int, np.ndarray] = field(default_factory=dict)
+    vectors: bool = True
+
+    def __post_init__(self) -> None:
+        self.cutoff = Cutoff(len(self.network.prototypes), self.k)
 
     def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
         network = self.network
-        return local_nearest(
+        found = local_nearest(
             network.latent(images_B3HW),
             rows["image_id"].to_numpy(),
             rows["label"].to_numpy(),
@@ -56,7 +63,9 @@ class NearestTask(NetworkTask):
             one_per_image=self.one_per_image,
             spare=self.spare,
             barred_BL=self._barred(rows["image_id"].to_pylist()),
+            vectors=self.vectors,
         )
+        return self.cutoff.passing(found, one_per_image=self.one_per_image)
 
     def _barred(self, image_ids: Sequence[int]) -> np.ndarray | None:
         here = [self.barred.get(image_id) for image_id in image_ids]
@@ -77,13 +86,13 @@ def nearest_patches(
 ) -> pa.Table:
     """The k nearest patches of each prototype in manifest rows: images of any class, at most one patch an image.
 
-    CANDIDATE_SCHEMA rows sorted by prototype and rank, k a prototype (all images where there are fewer); `label` is
-    the class of the image. Of equally near patches the earliest image, row and column come first.
+    CANDIDATE_SCHEMA rows sorted by prototype and rank, k a prototype (all images where there are fewer), without their
+    patches; `label` is the class of the image. Of equally near patches the earliest image, row and column come first.
     """
-    task = NearestTask(network, k, own_class=False, one_per_image=True, spare=SPARE_CANDIDATES)
+    task = NearestTask(network, k, own_class=False, one_per_image=True, spare=SPARE_CANDIDATES, vectors=False)
     best = collect(rows, task, options, on_images)
     best, _ = settle(network, rows, best, lambda found: _last_of_each(found, k), options=options, one_per_image=True)
-    return merge_nearest([first_of_each_image(best)], k)
+    return without_vectors(merge_nearest([first_of_each_image(best)], k))
 
 
 def collect(
@@ -213,6 +222,14 @@ def exact_best_patches(
             own = own.set_column(own.schema.get_field_index(name), name, pa.array(values, pa.int32()))
         tables.append(own)
     return exact_candidates(pa.concat_tables(tables), image_ids, latent_BDHW, network)
+
+
+def with_patches(network: ProtoPNet, rows: pa.Table, chosen: pa.Table, *, options: PassOptions) -> pa.Table:
+    """Candidates with their patches, from another look at their images; in the same order."""
+    images = rows.filter(_is_in(rows["image_id"], pc.unique(chosen["image_id"]).to_numpy()))
+    numbered = chosen.append_column("place", pa.array(np.arange(len(chosen))))
+    found = pa.concat_tables([table for _, table in run_pass(images, ExactTask(network, numbered), options)])
+    return found.sort_by("place").drop_columns("place")
 
 
 def _is_in(column: pa.ChunkedArray, values: np.ndarray) -> pa.ChunkedArray:

@@ -1,7 +1,8 @@
 """The push: each prototype moves onto the nearest latent patch of its own class.
 
-A Ray Data map-reduce over the un-augmented training images (`nearest_pass`). Candidates carry their patch with them, so
-the reduce needs no second look at the images, but for near-ties.
+A Ray Data map-reduce over the un-augmented training images (`nearest_patches`). Candidates carry their patch with them, so
+the reduce needs no second look at the images, but for near-ties; where all these patches would be too much to send, those
+that were chosen are looked at again.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +15,10 @@ import torch
 from protopnet.errors import UserError
 from protopnet.model.network import ProtoPNet
 from protopnet.passes.image_pass import PassOptions
-from protopnet.passes.nearest_patches import SPARE_CANDIDATES, NearestTask, collect, settle
+from protopnet.passes.nearest_patches import SPARE_CANDIDATES, NearestTask, collect, settle, with_patches
+
+# Candidates that the reduce keeps bring their patches along if these have no more numbers than this: 16 MB.
+MOST_NUMBERS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,13 @@ def push(
     """
     prototype_class_P = network.prototype_class.cpu().numpy()
     k = candidates_needed(prototype_class_P, distinct)
-    task = NearestTask(network, k, spare=SPARE_CANDIDATES, barred=barred or {})
+    vectors = network.prototypes.numel() * k <= MOST_NUMBERS
+    task = NearestTask(network, k, spare=SPARE_CANDIDATES, barred=barred or {}, vectors=vectors)
     best = collect(rows, task, options, on_images)
     _check_all_found(best, len(prototype_class_P))
     best, refined = settle(network, rows, best, lambda found: pick(found, prototype_class_P, distinct), options=options)
-    return PushResult(choose(best, prototype_class_P, distinct), refined)
+    chosen = choose(best, prototype_class_P, distinct)
+    return PushResult(chosen if vectors else with_patches(network, rows, chosen, options=options), refined)
 
 
 def apply_push(network: ProtoPNet, result: PushResult) -> None:

@@ -150,6 +150,6 @@ def test_a_pass_in_the_driver_leaves_the_network_as_it_is(
 ) -> None:
     network.train()
     rows = with_copies(birds.split("train"), 0)
-    list(run_pass(rows, SimilarityTask(network, 64), options(in_driver=True)))
+    list(run_pass(rows, SimilarityTask(network), options(in_driver=True)))
     assert network.training
     assert next(network.parameters()).requires_grad

@@ -85,6 +85,16 @@ def test_the_vector_is_the_patch(network: ProtoPNet, rows: pa.Table, options: Ca
         assert own[image] == network.prototype_class[p]
 
 
+def test_patches_that_were_not_sent_are_looked_up(
+    network: ProtoPNet, rows: pa.Table, options: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = push(network, rows, distinct=True, options=options())
+    monkeypatch.setattr("protopnet.passes.push.MOST_NUMBERS", 0)
+    looked_up = push(network, rows, distinct=True, options=options(workers=2, blocks=5))
+    assert places(looked_up) == places(sent)
+    np.testing.assert_allclose(looked_up.vectors_Pd, sent.vectors_Pd, atol=1e-5)
+
+
 def test_a_killed_actor_changes_nothing(network: ProtoPNet, rows: pa.Table, options: Callable) -> None:
     expected = places(push(network, rows, distinct=True, options=options()))
     killed: list[int] = []

@@ -15,7 +15,15 @@ from safetensors.torch import load_file
 from protopnet.model.boxes import activation_boxes, receptive_field_boxes
 from protopnet.model.prototypes import distance_maps, similarity
 from protopnet.model.receptive_field import ReceptiveField
-from protopnet.passes.candidates import CANDIDATE_SCHEMA, Reducer, local_nearest, merge_nearest, rank_of_image, rounding
+from protopnet.passes.candidates import (
+    CANDIDATE_SCHEMA,
+    Cutoff,
+    Reducer,
+    local_nearest,
+    merge_nearest,
+    rank_of_image,
+    rounding,
+)
 from protopnet.passes.push import choose
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -205,6 +213,43 @@ def test_one_per_image_takes_the_best_of_each_image_of_any_class(search: Search,
         for p in range(len(search.classes)):
             best = {patch[1]: patch for patch in reversed(search.all_patches(p, any_class=True))}
             assert places(table, p) == [patch[1:] for patch in sorted(best.values())[:k]]
+
+
+@given(
+    search=searches(),
+    seed=st.integers(0, 2**32),
+    k=st.integers(1, 6),
+    spare=st.sampled_from([0, 4]),
+    one_per_image=st.booleans(),
+    workers=st.integers(1, 3),
+)
+@settings(max_examples=60)
+def test_what_the_cutoff_leaves_out_changes_nothing(
+    search: Search, seed: int, k: int, spare: int, one_per_image: bool, workers: int
+) -> None:
+    """Whichever worker looks through which images: each knows only what it has seen itself."""
+    images = np.random.default_rng(seed).permutation(len(search.labels))
+    options = {"any_class": one_per_image, "one_per_image": one_per_image, "spare": spare}
+    cutoffs = [Cutoff(len(search.classes), k) for _ in range(workers)]
+    all_, left = (Reducer(k, spare, one_per_image=one_per_image) for _ in range(2))
+    for number, start in enumerate(range(0, len(images), 2)):
+        table = search.map(images[start : start + 2], k, **options)
+        all_.add(table)
+        passing = cutoffs[number % workers].passing(table, one_per_image=one_per_image)
+        left.add(passing)
+    assert left.result().equals(all_.result())
+
+
+def test_images_in_no_order_of_classes_send_few_candidates() -> None:
+    torch.manual_seed(0)
+    search = Search(torch.rand(600, 8, 4, 4), np.arange(600) % 3, torch.rand(30, 8, 1, 1), np.arange(30) // 10)
+    cutoff, found, sent = Cutoff(30, 10), 0, 0
+    for start in range(0, 600, 20):
+        table = search.map(np.arange(start, start + 20), 10)
+        found += len(table)
+        sent += len(cutoff.passing(table))
+    assert found == 30 * 30 * 10
+    assert sent < 30 * 10 * (2 + np.log(200 * 16 / 10))  # k of the first batch, then k more for each e-fold of patches
 
 
 def test_cosine_ranks_by_the_angle() -> None:
