@@ -28,7 +28,7 @@ class MemberSettings(Section):
     min_replicas: int = Field(1, ge=1, description="replicas when there is little to do")
     max_replicas: int = Field(1, ge=1, description="replicas when there is much to do")
     target_ongoing: float = Field(
-        16, gt=0, description="autoscaling: images in work or waiting that each replica should have on average"
+        1.5, gt=0, description="autoscaling: calls in work or waiting that each replica should have; a call is a batch"
     )
 
     @model_validator(mode="after")
