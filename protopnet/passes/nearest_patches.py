@@ -7,6 +7,7 @@ the same for any number of shards, workers and any batch size.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -47,8 +48,9 @@ class NearestTask(NetworkTask):
     barred: Mapping[int, np.ndarray] = field(default_factory=dict)
     vectors: bool = True
 
-    def __post_init__(self) -> None:
-        self.cutoff = Cutoff(len(self.network.prototypes), self.k)
+    def to(self, device: torch.device) -> Self:
+        self.cutoff = Cutoff(len(self.network.prototypes), self.k)  # not before: what Ray sends can't be written to
+        return super().to(device)
 
     def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
         network = self.network
