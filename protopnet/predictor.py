@@ -5,14 +5,17 @@ Knows no Ray: whoever calls it brings the pixels and decides where it runs.
 Legend: B images, K classes, M ensemble members.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from PIL import Image
 
+from protopnet import imaging
 from protopnet.errors import UserError
 from protopnet.evidence.explanation import Explainer, Explanation, explaining
 from protopnet.evidence.ranking import View
@@ -22,6 +25,7 @@ from protopnet.model.network import ProtoPNet, placed
 from protopnet.model.prototypes import true_float32
 
 Precision = Literal["float32", "bf16"]
+Images = torch.Tensor | Sequence[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,36 @@ class Predictor:
 
     def __init__(self, bundles: Sequence[Bundle]):
         check_one_task([bundle.info for bundle in bundles])
-        first = bundles[0].info
         self.bundles = list(bundles)
-        self.classes: list[str] = list(first.classes)
-        self.preprocessing: Preprocessing = first.preprocessing
-        self.size: int = first.preprocessing.size
+        self.classes: list[str] = list(bundles[0].info.classes)
+        self.inputs: list[Preprocessing] = [bundle.info.preprocessing for bundle in bundles]
+        self.sizes: tuple[int, ...] = tuple(dict.fromkeys(wanted.size for wanted in self.inputs))
 
     @classmethod
     def load(cls, uris: Sequence[str]) -> "Predictor":
         return cls([load_bundle(uri) for uri in uris])
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the input of all members; `UserError` where they don't agree."""
+        if len(set(self.inputs)) > 1:
+            raise UserError("the bundles of this ensemble take different images: take one of them at a time")
+        return self.inputs[0]
+
+    @property
+    def size(self) -> int:
+        """Side of the input, as `preprocessing`."""
+        return self.preprocessing.size
+
+    def look_at(self, photos: Sequence[Image.Image]) -> list[torch.Tensor]:
+        """What each member takes of upright RGB images, for `scores`, `views` and `explain`."""
+        pixels = {size: [imaging.resize(photo, size) for photo in photos] for size in self.sizes}
+        return self.normalised({size: torch.from_numpy(np.stack(of_size)) for size, of_size in pixels.items()})
+
+    def normalised(self, pixels: Mapping[int, torch.Tensor]) -> list[torch.Tensor]:
+        """What each member takes of a batch, given as uint8 pixels in each of `sizes`. One tensor for members alike."""
+        images = {wanted: imaging.normalise(pixels[wanted.size], wanted) for wanted in set(self.inputs)}
+        return [images[wanted] for wanted in self.inputs]
 
     def to(self, device: torch.device) -> "Predictor":
         for bundle in self.bundles:
@@ -58,19 +83,17 @@ class Predictor:
         return self
 
     @torch.inference_mode()
-    def scores(
-        self, images_B3HW: torch.Tensor, *, precision: Precision = "float32", pad_to: int | None = None
-    ) -> Scores:
-        """Scores of normalised images (`imaging.normalise`).
+    def scores(self, images: Images, *, precision: Precision = "float32", pad_to: int | None = None) -> Scores:
+        """Scores of normalised images: one batch for all members, or one a member where they take different ones.
 
         precision: of the backbones; what follows them is float32 always. pad_to: fill a smaller batch up to this
         many images. Sums come out differently in the last bits for another size of batch; for one size, an image's
         scores don't depend on the others in its batch.
         """
-        padded_B3HW, images = _padded(images_B3HW, pad_to), len(images_B3HW)
-        with _computing(precision, images_B3HW.device):
-            members = [bundle.network(padded_B3HW).logits_BK[:images] for bundle in self.bundles]
-        return sum_up(members)
+        members = self._each(
+            images, pad_to, precision, lambda bundle, padded_B3HW: (bundle.network(padded_B3HW).logits_BK,)
+        )
+        return sum_up([logits_BK for (logits_BK,) in members])
 
     @cached_property
     def explainer(self) -> Explainer:
@@ -78,21 +101,31 @@ class Predictor:
         return Explainer(self.bundles)
 
     @torch.inference_mode()
-    def views(
-        self, images_B3HW: torch.Tensor, *, precision: Precision = "float32", pad_to: int | None = None
-    ) -> list[View]:
+    def views(self, images: Images, *, precision: Precision = "float32", pad_to: int | None = None) -> list[View]:
         """What each member sees of normalised images: scores, and all that evidence is made of. Options as `scores`."""
-        padded_B3HW, images = _padded(images_B3HW, pad_to), len(images_B3HW)
-        with _computing(precision, images_B3HW.device):
-            views = [_view(explaining(bundle), padded_B3HW) for bundle in self.bundles]
-        return [View(*(tensor_B[:images] for tensor_B in view)) for view in views]
+        look = self._each(images, pad_to, precision, lambda bundle, padded_B3HW: _view(explaining(bundle), padded_B3HW))
+        return [View(*parts) for parts in look]
 
-    def explain(self, images_B3HW: torch.Tensor, sizes: Sequence[tuple[int, int]], **options: Any) -> list[Explanation]:
+    def _each(
+        self,
+        images: Images,
+        pad_to: int | None,
+        precision: Precision,
+        compute: Callable[[Bundle, torch.Tensor], tuple[torch.Tensor, ...]],
+    ) -> list[list[torch.Tensor]]:
+        """What each member computes of its batch, filled up to `pad_to` images; without the rows of those."""
+        of_members = [images] * len(self.bundles) if isinstance(images, torch.Tensor) else list(images)
+        padded = {id(batch): _padded(batch, pad_to) for batch in of_members}
+        with _computing(precision, of_members[0].device):
+            found = [compute(b, padded[id(batch)]) for b, batch in zip(self.bundles, of_members, strict=True)]
+        return [[part[: len(batch)] for part in parts] for parts, batch in zip(found, of_members, strict=True)]
+
+    def explain(self, images: Images, sizes: Sequence[tuple[int, int]], **options: Any) -> list[Explanation]:
         """Scores and evidence of normalised images whose width and height as uploaded were `sizes`.
 
         Options: as of `Explainer.explain`. One forward pass; evidence for its outputs costs little more.
         """
-        return self.explainer.explain(self.views(images_B3HW), sizes, **options)
+        return self.explainer.explain(self.views(images), sizes, **options)
 
 
 def sum_up(members: Sequence[torch.Tensor]) -> Scores:
@@ -115,14 +148,12 @@ def _padded(images_B3HW: torch.Tensor, size: int | None) -> torch.Tensor:
 
 
 def check_one_task(infos: Sequence[BundleInfo]) -> None:
-    """`UserError` unless these bundles can be an ensemble: the same classes, and the same input."""
+    """`UserError` unless these bundles can be an ensemble: the same classes in the same order."""
     if not infos:
         raise UserError("a predictor needs at least one bundle")
     for info in infos[1:]:
         if info.classes != infos[0].classes:
             raise UserError("the bundles of an ensemble must have the same classes in the same order")
-        if info.preprocessing != infos[0].preprocessing:
-            raise UserError("the bundles of an ensemble must take images of the same size (model.image_size)")
 
 
 def _view(network: ProtoPNet, images_B3HW: torch.Tensor) -> View:

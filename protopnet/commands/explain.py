@@ -9,8 +9,6 @@ Several bundles make an ensemble. `--class` asks about a class that isn't among 
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import numpy as np
-import torch
 from PIL import Image
 from pydantic import Field
 
@@ -77,9 +75,8 @@ def explain(
     found: list[Explanation] = []
     for start in range(0, len(photos), BATCH):
         batch = photos[start : start + BATCH]
-        pixels_BHWC = np.stack([imaging.resize(photo, predictor.size) for photo in batch])
         found += predictor.explain(
-            imaging.normalise(torch.from_numpy(pixels_BHWC), predictor.preprocessing),
+            predictor.look_at(batch),
             [photo.size for photo in batch],
             top_classes=settings.top_classes,
             top_prototypes=settings.top_prototypes,

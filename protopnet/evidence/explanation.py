@@ -114,7 +114,7 @@ class Explainer:
     def __init__(self, bundles: Sequence[Bundle]):
         self.heads = [Head.of(explaining(bundle)) for bundle in bundles]
         self.classes = list(bundles[0].classes)
-        self.size = bundles[0].info.preprocessing.size
+        self.sizes = [bundle.info.preprocessing.size for bundle in bundles]
         self._tables = [bundle.prototypes for bundle in bundles]
 
     def rank(
@@ -128,7 +128,7 @@ class Explainer:
         by: Order = "points",
     ) -> Ranking:
         """Evidence as arrays, for bulk work: see `protopnet.evidence.ranking.rank`."""
-        return rank(views, self.heads, image_R, class_R, sizes_B2, listed=prototypes, image_size=self.size, by=by)
+        return rank(views, self.heads, image_R, class_R, sizes_B2, listed=prototypes, image_sizes=self.sizes, by=by)
 
     def explain(
         self,

@@ -93,13 +93,13 @@ def rank(
     sizes_B2: np.ndarray,
     *,
     listed: int,
-    image_size: int,
+    image_sizes: Sequence[int],
     by: Order = "points",
 ) -> Ranking:
     """Rank the prototypes of all members for pairs of an image and a class, by points or by similarity alone.
 
     sizes_B2: width and height of each image as uploaded. listed: N, or fewer if there aren't so many prototypes.
-    image_size: side of the network's input. Similarity and connection multiply in float32, as in the last layer.
+    image_sizes: side of each member's input. Similarity and connection multiply in float32, as in the last layer.
     """
     first_M = np.cumsum([0] + [len(head.prototype_class_P) for head in heads])
     with true_float32():
@@ -118,7 +118,7 @@ def rank(
         index_BS = torch.cat([view.index_BP for view in views], dim=1)
         cell_RN = index_BS[torch.from_numpy(image_R)].gather(1, order_RN).cpu().numpy()
     member_RN = np.searchsorted(first_M, place_RN, side="right") - 1
-    maps, boxes_U4, pair_RN = _places(views, heads, image_R, place_RN, first_M, sizes_B2, image_size)
+    maps, boxes_U4, pair_RN = _places(views, heads, image_R, place_RN, first_M, sizes_B2, image_sizes)
     columns_M = np.array([_columns(view, head) for view, head in zip(views, heads, strict=True)])
     return Ranking(
         image_R=image_R,
@@ -145,7 +145,7 @@ def _places(
     place_RN: np.ndarray,
     first_M: np.ndarray,
     sizes_B2: np.ndarray,
-    image_size: int,
+    image_sizes: Sequence[int],
 ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """Activation map and box of each distinct pair (image, prototype), and which pair belongs to which R, N."""
     keys_RN = image_R[:, None] * int(first_M[-1]) + place_RN
@@ -153,15 +153,15 @@ def _places(
     image_U, place_U = keys_U // first_M[-1], keys_U % first_M[-1]
     maps: list[np.ndarray] = [np.empty(0)] * len(keys_U)
     boxes_U4 = np.empty((len(keys_U), 4), dtype=np.int64)
-    for view, head, first, last in zip(views, heads, first_M[:-1], first_M[1:], strict=True):
+    for view, head, size, first, last in zip(views, heads, image_sizes, first_M[:-1], first_M[1:], strict=True):
         own = np.flatnonzero((place_U >= first) & (place_U < last))
         if not len(own):
             continue
         maps_uHW = head.maps(view.latent_BDHW, image_U[own], place_U[own] - first)
-        boxes_U4[own] = activation_boxes(maps_uHW, image_size)
+        boxes_U4[own] = scale_boxes(activation_boxes(maps_uHW, size), size, *sizes_B2[image_U[own]].T)
         for pair, map_HW in zip(own, maps_uHW.cpu().numpy(), strict=True):
             maps[pair] = map_HW
-    return maps, scale_boxes(boxes_U4, image_size, *sizes_B2[image_U].T), pair_RN.reshape(place_RN.shape)
+    return maps, boxes_U4, pair_RN.reshape(place_RN.shape)
 
 
 def _columns(view: View, head: Head) -> int:

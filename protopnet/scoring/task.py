@@ -3,7 +3,7 @@
 Legend: B images of a batch, G of them that could be decoded, K classes, M members, T classes listed, N prototypes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 from protopnet import imaging
 from protopnet.evidence.ranking import Ranking
 from protopnet.imaging import BadImage
-from protopnet.predictor import Precision, Predictor, Scores, sum_up
+from protopnet.predictor import Images, Precision, Predictor, Scores, sum_up
 from protopnet.scoring.output import EVIDENCE, TOP, score_schema
 from protopnet.scoring.tally import Agreement
 
@@ -26,7 +26,7 @@ COMPARED_IMAGES = 256
 class Picture(NamedTuple):
     """An image as the network takes it, with its width and height after the EXIF turn."""
 
-    pixels: np.ndarray
+    pixels: Mapping[int, np.ndarray]
     width: int
     height: int
 
@@ -44,13 +44,13 @@ class ScoreOptions:
     max_pixels: int = imaging.MAX_PIXELS
 
 
-def look(data: bytes | BadImage, row: dict[str, Any], size: int, max_pixels: int) -> Picture | BadImage:
-    """The same pixels as `imaging.load`, or why there are none."""
+def look(data: bytes | BadImage, row: dict[str, Any], sizes: Sequence[int], max_pixels: int) -> Picture | BadImage:
+    """The same pixels as `imaging.load` gives, in each size, or why there are none."""
     try:
         if isinstance(data, BadImage):
             raise data
         image = imaging.decode(data, max_pixels=max_pixels)
-        return Picture(imaging.resize(image, size), *image.size)
+        return Picture({size: imaging.resize(image, size) for size in sizes}, *image.size)
     except BadImage as bad:
         return BadImage(bad.reason.replace("data.max_pixels", "max_pixels"))
 
@@ -83,11 +83,14 @@ class Scorer:
         if not seen:
             return {field.name: pa.nulls(B, field.type) for field in self.schema}, Agreement()
         sizes_G2 = np.array([(picture.width, picture.height) for picture in seen])
-        pixels_GHWC = torch.from_numpy(np.stack([picture.pixels for picture in seen])).to(self.device)
+        pixels = {
+            size: torch.from_numpy(np.stack([picture.pixels[size] for picture in seen])).to(self.device)
+            for size in self.predictor.sizes
+        }
         with torch.inference_mode():
-            images_G3HW = imaging.normalise(pixels_GHWC, self.predictor.preprocessing)
-            scores, views = self._forward(images_G3HW)
-            agreement = self._agreement(images_G3HW, scores, ids_G)
+            images = self.predictor.normalised(pixels)
+            scores, views = self._forward(images)
+            agreement = self._agreement(images, scores, ids_G)
             logits_GK = scores.logits_BK.cpu().numpy()
             members_MGK = scores.members_MBK.cpu().numpy()
             finite_G = np.isfinite(logits_GK).all(1)
@@ -109,18 +112,18 @@ class Scorer:
             columns["evidence"] = place.lists(self._evidence(ranking, finite_G), ranking.points_RN.shape[1])
         return columns, agreement
 
-    def _forward(self, images_G3HW: torch.Tensor) -> tuple[Scores, list[Any]]:
+    def _forward(self, images: Images) -> tuple[Scores, list[Any]]:
         how: dict[str, Any] = {"precision": self.options.precision, "pad_to": self.options.batch_size}
         if not self.options.explain:
-            return self.predictor.scores(images_G3HW, **how), []
-        views = self.predictor.views(images_G3HW, **how)
+            return self.predictor.scores(images, **how), []
+        views = self.predictor.views(images, **how)
         return sum_up([view.logits_BK for view in views]), views
 
-    def _agreement(self, images_G3HW: torch.Tensor, scores: Scores, ids_G: np.ndarray) -> Agreement:
+    def _agreement(self, images: Images, scores: Scores, ids_G: np.ndarray) -> Agreement:
         if self.options.precision == "float32" or ids_G[0] >= COMPARED_IMAGES:
             return Agreement()
         compared = torch.from_numpy(ids_G < COMPARED_IMAGES)
-        exact_GK = self.predictor.scores(images_G3HW, pad_to=self.options.batch_size).logits_BK.cpu()[compared]
+        exact_GK = self.predictor.scores(images, pad_to=self.options.batch_size).logits_BK.cpu()[compared]
         logits_GK = scores.logits_BK.cpu()[compared]
         return Agreement(
             images=len(exact_GK),

@@ -134,7 +134,7 @@ class Catalogue:
         members = zip(ensemble.refs, ensemble.infos, strict=True)
         return Model(
             model=ensemble.hash,
-            image_size=ensemble.size,
+            image_size=max(ensemble.sizes),
             explains=self._explainer is not None,
             classes=[
                 ModelClass(class_=k, class_name=name, readable_name=readable, prototypes=count[k])

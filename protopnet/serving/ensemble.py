@@ -5,7 +5,7 @@ Legend: B images of a request, M members, K classes.
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -54,16 +54,19 @@ class Ensemble:
         for ref, bundle in zip(bundles, predictor.bundles, strict=True):
             if bundle.hash != ref.hash:
                 raise BrokenMember(f"{ref.uri} has changed since it was deployed: deploy it again")
-        self.classes, self.size = predictor.classes, predictor.size
+        self.classes, self.sizes = predictor.classes, predictor.sizes
         self.infos: list[BundleInfo] = [bundle.info for bundle in predictor.bundles]
         self.hash = combined_hash(self.refs)
         self.explainer: Explainer | None = _explainer(predictor.bundles)
 
-    async def look(self, pixels_BSS3: Sequence[np.ndarray], whole: bool) -> list[list[Seen]]:
-        """What each member sees of each image: M lists of B."""
-        asked = [courier.see(pixels_SS3, whole) for courier in self._couriers for pixels_SS3 in pixels_BSS3]
+    async def look(self, pixels_B: Sequence[Mapping[int, np.ndarray]], whole: bool) -> list[list[Seen]]:
+        """What each member sees of each image, which comes in all `sizes`: M lists of B."""
+        wanted = [info.preprocessing.size for info in self.infos]
+        asked = [
+            c.see(pixels[size], whole) for c, size in zip(self._couriers, wanted, strict=True) for pixels in pixels_B
+        ]
         seen = await asyncio.gather(*asked)
-        B = len(pixels_BSS3)
+        B = len(pixels_B)
         return [list(seen[start : start + B]) for start in range(0, len(seen), B)]
 
     def scores(self, seen_MB: Sequence[Sequence[Seen]]) -> Scores:

@@ -127,7 +127,9 @@ class Model(_Record):
     """What is served."""
 
     model: str = Field(description="short hash of all bundles together")
-    image_size: int = Field(description="images are resized to this many pixels on each side")
+    image_size: int = Field(
+        description="images are resized to this many pixels on each side; the largest, where members take different sizes"
+    )
     explains: bool = Field(description="false where a member is a black-box baseline")
     classes: list[ModelClass]
     members: list[ModelMember]

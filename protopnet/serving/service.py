@@ -44,7 +44,7 @@ class Service:
     async def predict(self, request: Request, options: PredictOptions) -> str:
         asked = [self.catalogue.label(text) for text in options.asked]
         pictures = await self._pictures(request)
-        seen_MB = await self.ensemble.look([picture.pixels_SS3 for picture in pictures], whole=False)
+        seen_MB = await self.ensemble.look([picture.pixels for picture in pictures], whole=False)
         scores = self.ensemble.scores(seen_MB)
         classes, below = self.ensemble.classes, self._abstain_below(options)
         images = answers.predicted(classes, pictures, scores, options, asked, below)
@@ -58,7 +58,7 @@ class Service:
             raise Refusal("cannot_explain", "a member is a black-box baseline, which can't explain; use /v1/predict")
         asked = [self.catalogue.label(text) for text in options.asked]
         pictures = await self._pictures(request)
-        seen_MB = await self.ensemble.look([picture.pixels_SS3 for picture in pictures], whole=True)
+        seen_MB = await self.ensemble.look([picture.pixels for picture in pictures], whole=True)
 
         def explained() -> str:
             below = self._abstain_below(options)
@@ -83,9 +83,9 @@ class Service:
         return await asyncio.to_thread(counted.collect)
 
     async def _pictures(self, request: Request) -> list[Picture]:
-        loop, size, most = asyncio.get_running_loop(), self.ensemble.size, self.settings.max_pixels
+        loop, sizes, most = asyncio.get_running_loop(), self.ensemble.sizes, self.settings.max_pixels
         uploads = await read_uploads(request, self.settings)
-        decoding = [loop.run_in_executor(self._decoding, decode, upload, size, most) for upload in uploads]
+        decoding = [loop.run_in_executor(self._decoding, decode, upload, sizes, most) for upload in uploads]
         return list(await asyncio.gather(*decoding))
 
     def _abstain_below(self, options: PredictOptions) -> float | None:

@@ -1,6 +1,6 @@
 """From the body of a request to pixels: counted while it comes in, decoded in threads, never fetched from anywhere."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,12 +26,12 @@ class Upload:
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image. `width`, `height`: as uploaded, after its EXIF turn."""
+    """A decoded image. `width`, `height`: as uploaded, after its EXIF turn. `pixels`: S x S x 3 by the size S."""
 
     file: str | None
     width: int
     height: int
-    pixels_SS3: np.ndarray
+    pixels: Mapping[int, np.ndarray]
 
 
 async def read_uploads(request: Request, settings: AppSettings) -> list[Upload]:
@@ -53,11 +53,12 @@ async def read_uploads(request: Request, settings: AppSettings) -> list[Upload]:
     return uploads
 
 
-def decode(upload: Upload, size: int, max_pixels: int) -> Picture:
-    """To the network's input; runs in any thread. Raises `Refusal`."""
+def decode(upload: Upload, sizes: Sequence[int], max_pixels: int) -> Picture:
+    """To the inputs of the members; runs in any thread. Raises `Refusal`."""
     try:
         image = imaging.decode(upload.data, max_pixels=max_pixels)
-        return Picture(upload.file, image.width, image.height, imaging.resize(image, size))
+        pixels = {size: imaging.resize(image, size) for size in sizes}
+        return Picture(upload.file, image.width, image.height, pixels)
     except imaging.BadImage as bad:
         about = f"{upload.file}: " if upload.file else ""
         if bad.kind == "too-large":

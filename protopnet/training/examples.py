@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from protopnet import imaging
 from protopnet.datasets.reader import ImageReader
@@ -51,9 +50,8 @@ def explained_examples(
     rows = dataset.table.take(places)
     photos = [imaging.decode(data, max_pixels=max_pixels) for data in ImageReader().read(rows, range(len(rows)))]
     labels = rows["label"].to_pylist()
-    pixels_BHWC = torch.from_numpy(np.stack([imaging.resize(photo, predictor.size) for photo in photos]))
     explanations = predictor.explain(
-        imaging.normalise(pixels_BHWC, predictor.preprocessing),
+        predictor.look_at(photos),
         [photo.size for photo in photos],
         top_classes=1,
         top_prototypes=LISTED,

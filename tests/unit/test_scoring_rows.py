@@ -43,7 +43,7 @@ def manifest(count: int) -> pa.Table:
 
 
 def pictures() -> list[Picture | BadImage]:
-    return [look(photo(n, width=width), {}, SIZE, 10**6) for n, width in enumerate(WIDTHS)]
+    return [look(photo(n, width=width), {}, [SIZE], 10**6) for n, width in enumerate(WIDTHS)]
 
 
 def rows(predictor: Predictor, seen: list[Picture | BadImage] | None = None, **options: object) -> pa.Table:
@@ -123,7 +123,7 @@ def test_scores_do_not_depend_on_the_company(ensemble: Predictor) -> None:
 
 
 def test_a_bad_image_is_a_row_with_nothing_but_its_reason(ensemble: Predictor) -> None:
-    seen: list[Picture | BadImage] = [*pictures()[:3], look(b"", {}, SIZE, 10**6), look(photo(), {}, SIZE, 100)]
+    seen: list[Picture | BadImage] = [*pictures()[:3], look(b"", {}, [SIZE], 10**6), look(photo(), {}, [SIZE], 100)]
     seen.insert(1, BadImage("can't be read: gone"))
     table = rows(ensemble, seen, explain=1)
     errors = table["error"].to_pylist()

@@ -72,7 +72,7 @@ def test_only_the_service_itself_is_to_blame_for_a_500():
 
 def refused(data, **options):
     with pytest.raises(Refusal) as refusal:
-        decode(Upload("a.jpg", data), SIZE, **{"max_pixels": 10_000} | options)
+        decode(Upload("a.jpg", data), [SIZE], **{"max_pixels": 10_000} | options)
     assert refusal.value.message.startswith("a.jpg: ")
     return refusal.value.code, refusal.value.status
 
@@ -89,8 +89,8 @@ def test_why_an_image_is_refused():
 
 
 def test_a_picture_knows_its_size_as_uploaded():
-    picture = decode(Upload(None, photo(0, 90, 60)), SIZE, 10_000)
-    assert (picture.width, picture.height, picture.pixels_SS3.shape) == (90, 60, (SIZE, SIZE, 3))
+    picture = decode(Upload(None, photo(0, 90, 60)), [SIZE], 10_000)
+    assert (picture.width, picture.height, picture.pixels[SIZE].shape) == (90, 60, (SIZE, SIZE, 3))
 
 
 def test_metrics_of_several_nodes_become_one_text():

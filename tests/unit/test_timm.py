@@ -195,7 +195,7 @@ def test_a_network_trains_is_pushed_explains_and_scores(name: str, dataset: Any,
         assert points == pytest.approx(float(logits_K.max()), abs=1e-4)
     manifest = pa.table([range(6), *[rows["uri"].to_pylist()] * 2, [-1] * 6, [-1] * 6, [0] * 6], schema=MANIFEST_SCHEMA)
     scorer = Scorer(predictor, ScoreOptions(batch_size=6, explain=2), CPU)
-    scored, _ = scorer(manifest, [look(data, {}, SIZE, 10**6) for data in encoded])
+    scored, _ = scorer(manifest, [look(data, {}, [SIZE], 10**6) for data in encoded])
     assert scored["prediction"].to_pylist() == predictor.scores(images).logits_BK.argmax(1).tolist()
 
 
