@@ -4,10 +4,12 @@ The recursion over the layers' kernel, stride and padding. In most networks the 
 than the image; only VGG-11, 13 and 16 see less.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, floor
 
+import torch
 from torch import nn
 
 from protopnet.model.backbones import Backbone, is_timm
@@ -45,12 +47,13 @@ class ReceptiveField:
 def receptive_field(backbone: Backbone, image_size: int) -> ReceptiveField:
     """The receptive field of the map's cells, for square images.
 
-    The whole image where the layers can't be followed one by one (attention, squeeze-and-excitation,
-    branches with strides) and for timm's networks; too large rather than too small where they branch without.
+    timm's networks are probed, which takes some twenty forward passes of one image. Of torchvision's the layers are
+    followed; the whole image where they can't be one by one (squeeze-and-excitation,
+    branches with strides); too large rather than too small where they branch without.
     """
     _, rows, _ = backbone.map_shape(image_size)
     if is_timm(backbone.name):
-        return _whole_image(rows, image_size)
+        return _probed(backbone, rows, image_size)
     field = ReceptiveField(cells=image_size, jump=1, size=1, start=0.5)
     for name, layer in backbone.features.named_modules():
         if isinstance(layer, nn.AdaptiveAvgPool2d):
@@ -60,6 +63,37 @@ def receptive_field(backbone: Backbone, image_size: int) -> ReceptiveField:
                 field = field.after(kernel, stride, padding, ceil_mode)
     if field.cells != rows:
         return _whole_image(rows, image_size)
+    return field
+
+
+@torch.inference_mode()
+def _probed(backbone: Backbone, rows: int, image_size: int) -> ReceptiveField:
+    """Found by looking: pixels that aren't numbers make no numbers of every cell that sees them, and of no other.
+
+    The whole image where attention or pooling sees it, or where the cells' fields aren't one field moved along.
+    """
+    device = next(backbone.parameters()).device
+
+    def touched(first: int, end: int) -> list[bool]:
+        """Which rows of cells see any of these rows of pixels."""
+        x = torch.zeros(1, 3, image_size, image_size, device=device)
+        x[:, :, first:end] = torch.nan
+        return backbone(x)[0].isnan().any(0).any(1).tolist()
+
+    def beyond(cell: int) -> int:
+        return bisect_left(range(image_size), True, key=lambda row: not touched(row, image_size)[cell])
+
+    last = rows - 1
+    if touched(image_size - 1, image_size)[0] or touched(0, 1)[last] or rows < 3:
+        return _whole_image(rows, image_size)
+    end, first = beyond(0), bisect_left(range(image_size), True, key=lambda row: touched(0, row + 1)[last])
+    jump = beyond(1) - end
+    start = (end + first - last * jump) / 2
+    field = ReceptiveField(rows, jump, 2 * (end - start), start)
+    for row in (image_size // 3, image_size // 2):
+        expected = [low <= row < high for low, high in (field.interval(cell, image_size) for cell in range(rows))]
+        if touched(row, row + 1) != expected:
+            return _whole_image(rows, image_size)
     return field
 
 

@@ -6,6 +6,7 @@ are an error.
 
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -20,7 +21,7 @@ from protopnet.model.boxes import activation_boxes, receptive_field_boxes, scale
 from protopnet.model.bundle import PROTOTYPE_SCHEMA
 from protopnet.model.network import ProtoPNet
 from protopnet.model.prototypes import distance_maps, paired_distances, similarity
-from protopnet.model.receptive_field import receptive_field
+from protopnet.model.receptive_field import ReceptiveField, receptive_field
 from protopnet.passes.image_pass import NetworkTask, PassOptions, run_pass
 
 THUMBNAIL_SIDE = 256
@@ -46,6 +47,10 @@ class DescribeTask(NetworkTask):
         self.reader = ImageReader()
         return super().to(device)
 
+    @cached_property
+    def field(self) -> ReceptiveField:
+        return receptive_field(self.network.backbone, self.preprocessing.size)
+
     def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
         latent_BDHW = self.network.latent(images_B3HW)
         encoded = self.reader.read(rows, np.arange(len(rows)))
@@ -67,8 +72,7 @@ class DescribeTask(NetworkTask):
             self._check_patches(latent_1DHW, indices, prototypes_pDhw, cells, image["uri"])
         distances_pHW = distance_maps(latent_1DHW, prototypes_pDhw, network.kind)[0]
         maps_pHW = similarity(distances_pHW, network.kind, network.epsilon).cpu()
-        seen = receptive_field(network.backbone, size)
-        fields = receptive_field_boxes(cells, seen, size, (prototypes_pDhw.shape[2], prototypes_pDhw.shape[3]))
+        fields = receptive_field_boxes(cells, self.field, size, (prototypes_pDhw.shape[2], prototypes_pDhw.shape[3]))
         shape = (size, image["width"], image["height"])
         small = thumbnail(encoded, self.max_pixels)
         labels = network.prototype_class[indices].tolist()

@@ -22,6 +22,7 @@ from protopnet.model.backbones import build_backbone
 from protopnet.model.bundle import load_bundle, save_bundle
 from protopnet.model.losses import objective_of
 from protopnet.model.network import ProtoPNet, build_network, set_phase
+from protopnet.model.receptive_field import _probed, receptive_field
 from protopnet.passes.describe import DescribeTask
 from protopnet.passes.nearest_patches import NearestTask
 from protopnet.passes.push import PushResult, apply_push, choose
@@ -98,6 +99,31 @@ def test_a_cut_is_one_of_timms_own_maps_and_what_lies_beyond_is_not_kept(name: s
     with torch.inference_mode():
         assert torch.equal(backbone(x), network.forward_intermediates(x, indices=[index], intermediates_only=True)[0])
     assert not any("blocks.3" in key or "norm." in key.split("blocks.")[0] for key in backbone.state_dict())
+
+
+@pytest.mark.parametrize(("name", "cut"), [("resnet18", "layer2"), ("vgg11", "features.13")])
+def test_probing_finds_the_field_that_the_layers_say(name: str, cut: str) -> None:
+    backbone = build_backbone(name, cut, 128).eval()
+    _, rows, _ = backbone.map_shape(128)
+    assert _probed(backbone, rows, 128) == receptive_field(backbone, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "size"),
+    [("test_vit", None, 64), ("mobilenetv3_small_050", None, 64), ("swin_tiny_patch4_window7_224", "layers.0", 64)],
+)
+def test_cells_that_see_all_or_by_windows_are_said_to_see_the_whole_image(
+    name: str, cut: str | None, size: int
+) -> None:
+    field = receptive_field(build_backbone(f"timm/{name}", cut, size).eval(), size)
+    assert [field.interval(cell, size) for cell in range(field.cells)] == [(0, size)] * field.cells
+
+
+def test_the_field_of_a_convolutional_network_of_timm() -> None:
+    """EfficientNet-Lite up to its second stage: 3 x 3 (stride 2), 3 x 3, 3 x 3 (stride 2), 3 x 3, with TensorFlow's
+    padding on the right and below."""
+    field = receptive_field(build_backbone("timm/tf_efficientnet_lite0", "blocks.1", SIZE).eval(), SIZE)
+    assert (field.cells, field.jump, field.size) == (16, 4, 3 + 2 * 2 + 2 * 2 + 4 * 2)
 
 
 def test_nothing_in_a_network_is_drawn_at_random() -> None:
