@@ -9,6 +9,7 @@ from protopnet.errors import UserError, exit_with_a_sentence
 COMMANDS = {
     "prepare": "turn any source of images into shards",
     "train": "train a ProtoPNet, from images to a bundle",
+    "import_checkpoint": "a network of the ProtoPNet authors' code → a bundle",
     "evaluate": "how good a bundle is on labelled images",
     "explain": "why the model decides as it does, for a few images",
     "audit": "what each prototype means, and which are doubtful",
@@ -23,7 +24,7 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print("usage: protopnet COMMAND …        protopnet COMMAND --help explains its settings\n")
-        print("\n".join(f"  {command:<10}{purpose}" for command, purpose in COMMANDS.items()))
+        print("\n".join(f"  {command:<19}{purpose}" for command, purpose in COMMANDS.items()))
         return
     if name not in COMMANDS:
         raise UserError(f"there is no command {name}; did you mean protopnet {nearest(name, COMMANDS)}?")

@@ -37,6 +37,7 @@ TERM_NOTES = {
 STAGES = {
     "data": "Read and check the images",
     "start": "Start from data",
+    "import": "Import the authors' network",
     "joint": "Train",
     "push": "Push prototypes onto patches",
     "last-layer": "Optimise the class connections",

@@ -74,6 +74,11 @@ def after_training(settings: RunSettings, best: int) -> list[Stage]:
     return [Stage(number, "bundle", best), Stage(number + 1, "evaluate", best)]
 
 
+def importing(settings: RunSettings) -> list[Stage]:
+    """The stages that make a bundle of a network trained elsewhere; numbered as those of a run without training."""
+    return [Stage(0, "data"), Stage(1, "import"), Stage(3, "push"), *after_training(settings, 0)]
+
+
 def keep_going(validation_accuracies: list[float | None], patience: int) -> bool:
     """Whether another cycle is worth it: one of the last `patience` cycles was better than all before it. Without a
     validation split nothing speaks against it."""

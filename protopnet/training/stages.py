@@ -28,6 +28,7 @@ from protopnet.quality.evaluate import evaluate
 from protopnet.quality.quality_pass import QualityOptions
 from protopnet.tables import read_table, write_table
 from protopnet.training.bundle import write_bundle
+from protopnet.training.imported import run_import
 from protopnet.training.last_layer import optimise_last_layer
 from protopnet.training.run import Result, Run
 from protopnet.training.schedule import (
@@ -35,6 +36,7 @@ from protopnet.training.schedule import (
     after_training,
     before_training,
     best_cycle,
+    importing,
     keep_going,
     training_cycles,
 )
@@ -57,6 +59,16 @@ def execute(run: Run) -> dict[str, Result]:
     """
     with Lease(run.uri, "--name") as run.lease:
         _run_stages(run)
+    return run.results
+
+
+def execute_import(run: Run) -> dict[str, Result]:
+    """The same for a network of the authors' code, which `model.weights` names: nothing is trained."""
+    with Lease(run.uri, "--name") as run.lease:
+        state = None
+        for stage in importing(run.settings):
+            _complete(run, stage, state)
+            state = state if stage.kind in ("bundle", "evaluate") else run.state_uri(stage)
     return run.results
 
 
@@ -319,6 +331,7 @@ def run_evaluate(run: Run, stage: Stage, state_in: str | None) -> Result:
 STAGES: dict[str, Callable[[Run, Stage, str | None], Result]] = {
     "data": run_data,
     "start": run_start,
+    "import": run_import,
     "joint": run_joint,
     "push": run_push,
     "last-layer": run_last_layer,
