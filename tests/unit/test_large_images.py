@@ -53,7 +53,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 
 def test_the_report_explains_a_large_image(predictor: Predictor, dataset: Dataset) -> None:
     predictions = pa.table({"image_id": [0], "label": [0], "prediction": [0], "probability": [1.0]})
-    [example] = explained_examples(predictor, dataset, predictions, LIMIT)
+    [example], _ = explained_examples(predictor, dataset, predictions, LIMIT)
     assert example["name"] == "1.png"
     with pytest.raises(imaging.BadImage, match="more than data.max_pixels"):
         explained_examples(predictor, dataset, predictions)
