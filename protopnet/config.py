@@ -89,7 +89,14 @@ class ModelSettings(Section):
         description="images are resized to this many pixels on each side; "
         "for timm's networks the size their weights were trained for when left out",
     )
-    add_on: Literal["regular", "bottleneck"] = Field("regular", description="layers between backbone and prototypes")
+    pool: int = Field(
+        1, ge=1, le=15, description="each cell of the backbone's map becomes the mean of a square of so many; odd"
+    )
+    add_on: Literal["regular", "bottleneck", "linear"] = Field(
+        "regular",
+        description="layers between backbone and prototypes: regular and bottleneck as published; linear: one "
+        "convolution, and no sigmoid",
+    )
     prototype_depth: int = Field(128, ge=2, le=4096, description="channels of the latent map and of each prototype")
     prototypes: int | None = Field(
         None, ge=1, description="number of prototypes over all classes; 10 a class when left out"
@@ -105,10 +112,11 @@ class ModelSettings(Section):
         description="class connections start at +scale for the own class and -scale/2 for others; "
         "1 for log and linear, 10 for cosine when left out",
     )
-    start: Literal["data", "random"] = Field(
+    start: Literal["data", "parts", "random"] = Field(
         "data",
         description="data: add-on layers from the principal directions of the backbone's patches, prototypes from "
-        "k-means of each class's patches; random: as published",
+        "k-means of each class's patches; parts: prototype g of every class is part g, found over all classes on the "
+        "foreground; random: as published",
     )
 
     @model_validator(mode="before")
@@ -122,6 +130,24 @@ class ModelSettings(Section):
 
         trained: Any = timm.get_pretrained_cfg(backbone.removeprefix("timm/"), allow_unregistered=True)
         return given if trained is None else {**given, "image_size": max(trained.input_size[1:])}
+
+    @field_validator("pool")
+    @classmethod
+    def _has_a_middle(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError(f"model.pool: {value} is not valid; expected an odd number: 1, 3, 5, …")
+        return value
+
+    @model_validator(mode="after")
+    def _parts_are_directions(self) -> "ModelSettings":
+        fits = (self.add_on, self.similarity, self.prototype_shape) == ("linear", "cosine", (1, 1))
+        if self.start == "parts" and not fits:
+            raise ValueError(
+                "model.start parts needs model.add_on linear, model.similarity cosine and model.prototype_shape 1,1"
+            )
+        if self.start == "data" and self.add_on == "linear":
+            raise ValueError("model.start data has nothing to set in model.add_on linear: set model.start to parts")
+        return self
 
     @property
     def own_connection(self) -> float:

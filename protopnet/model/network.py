@@ -56,6 +56,7 @@ class ProtoPNet(nn.Module):
         self.kind = settings.similarity
         self.epsilon = settings.epsilon
         self.backbone = backbone
+        self.pool = _mean_of_neighbours(settings.pool)
         self.add_on = add_on_layers(settings.add_on, backbone.channels, D)
         self.prototypes = nn.Parameter(torch.rand(P, D, *settings.prototype_shape))
         self.register_buffer("prototype_class", prototype_class)
@@ -74,15 +75,20 @@ class ProtoPNet(nn.Module):
             self.last_layer.weight.copy_(torch.where(own_KP, scale, -scale / 2))
 
     def latent(self, x_B3HW: Tensor) -> Tensor:
-        """The latent map z_BDHW in (0, 1), float32.
+        """The latent map z_BDHW, float32; in (0, 1) where the add-on layers end in a sigmoid.
 
         Backbone and hidden add-on layers run under the caller's autocast; the last convolution and
         the sigmoid don't, since bfloat16 would round the map to steps of 1/256.
         """
         with self._precision(x_B3HW.device.type):
-            hidden = self.add_on[:-2](self.backbone(x_B3HW))
+            hidden = self.add_on[:-2](self.features(x_B3HW))
             with torch.autocast(x_B3HW.device.type, enabled=False):
                 return self.add_on[-2:](hidden.float())
+
+    def features(self, x_B3HW: Tensor) -> Tensor:
+        """What the add-on layers see: the backbone's map, each cell averaged with its neighbours if so set."""
+        f_BCHW: Tensor = self.pool(self.backbone(x_B3HW))
+        return f_BCHW
 
     def _precision(self, device: str) -> AbstractContextManager[None]:
         """Outside training a map must come out the same everywhere: no TF32 unless autocast was asked for."""
@@ -141,11 +147,15 @@ def build_network(model: ModelSettings, num_classes: int, *, start_weights: bool
     return ProtoPNet(backbone, model, num_classes)
 
 
-def add_on_layers(kind: Literal["regular", "bottleneck"], in_channels: int, depth: int) -> nn.Sequential:
-    """1x1 convolutions from the backbone's channels to the prototypes' depth, ending in a sigmoid.
+def add_on_layers(kind: Literal["regular", "bottleneck", "linear"], in_channels: int, depth: int) -> nn.Sequential:
+    """1x1 convolutions from the backbone's channels to the prototypes' depth, the last one and what follows it as the
+    last two layers.
 
-    regular: two. bottleneck: pairs that halve the channels until they reach the depth.
+    regular: two, and a sigmoid. bottleneck: pairs that halve the channels until they reach the depth, and a sigmoid.
+    linear: one, and nothing.
     """
+    if kind == "linear":
+        return nn.Sequential(nn.Conv2d(in_channels, depth, 1), nn.Identity())
     widths = [(in_channels, depth)]
     if kind == "bottleneck":
         widths = [(in_channels, max(depth, in_channels // 2))]
@@ -160,6 +170,13 @@ def add_on_layers(kind: Literal["regular", "bottleneck"], in_channels: int, dept
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return nn.Sequential(*layers)
+
+
+def _mean_of_neighbours(cells: int) -> nn.Module:
+    """The mean over a square of cells around each; at the border of those there are."""
+    if cells == 1:
+        return nn.Identity()
+    return nn.AvgPool2d(cells, stride=1, padding=cells // 2, count_include_pad=False)
 
 
 def set_phase(network: ProtoPNet | Baseline, phase: Phase) -> None:

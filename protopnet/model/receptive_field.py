@@ -44,8 +44,8 @@ class ReceptiveField:
         return max(int(centre - self.size / 2), 0), min(int(centre + self.size / 2), image_size)
 
 
-def receptive_field(backbone: Backbone, image_size: int) -> ReceptiveField:
-    """The receptive field of the map's cells, for square images.
+def receptive_field(backbone: Backbone, image_size: int, pool: nn.Module | None = None) -> ReceptiveField:
+    """The receptive field of the map's cells, for square images, behind `pool` if there is one.
 
     timm's networks are probed, which takes some twenty forward passes of one image. Of torchvision's the layers are
     followed; the whole image where they can't be one by one (squeeze-and-excitation,
@@ -63,6 +63,8 @@ def receptive_field(backbone: Backbone, image_size: int) -> ReceptiveField:
                 field = field.after(kernel, stride, padding, ceil_mode)
     if field.cells != rows:
         return _whole_image(rows, image_size)
+    for kernel, stride, padding, ceil_mode in _window(pool or nn.Identity()):
+        field = field.after(kernel, stride, padding, ceil_mode)
     return field
 
 

@@ -49,7 +49,7 @@ class DescribeTask(NetworkTask):
 
     @cached_property
     def field(self) -> ReceptiveField:
-        return receptive_field(self.network.backbone, self.preprocessing.size)
+        return receptive_field(self.network.backbone, self.preprocessing.size, self.network.pool)
 
     def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
         latent_BDHW = self.network.latent(images_B3HW)

@@ -55,7 +55,8 @@ class Observer:
             seen = [records[place] for place in with_points]
             own = [self.own_K[labels_B[place]] for place in with_points]
             points_nP = self.network.points(view.similarities_BP, prediction_B)[with_points]
-            noisy_n3HW = with_noise(images_B3HW[with_points], [image_ids_B[place] for place in with_points], self.seed)
+            ids_n = [image_ids_B[place] for place in with_points]
+            noisy_n3HW = with_noise(images_B3HW[with_points], ids_n, self.seed, self.predictor.preprocessing.std)
             (noisy,) = self.predictor.views(noisy_n3HW, pad_to=self.batch_size)
             latent_nDHW = view.latent_BDHW[with_points]
             _put(seen, "own", own)

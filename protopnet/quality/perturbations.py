@@ -9,22 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protopnet.imaging import IMAGENET_STD
+
 NOISE_DEVIATION, NOISE_LIMIT = 0.2, 0.25
 STEPS = 28  # 1,792 pixels each at 224 x 224, as published
 
 _SEED_NOISE = 7  # last word of the seed, so that no two purposes share random numbers
 
 
-def with_noise(images_B3HW: Tensor, image_ids_B: Sequence[int], seed: int) -> Tensor:
-    """The images plus normal noise of deviation 0.2, cut off at 0.25.
+def with_noise(
+    images_B3HW: Tensor, image_ids_B: Sequence[int], seed: int, std: Sequence[float] = IMAGENET_STD
+) -> Tensor:
+    """The images plus normal noise of deviation 0.2, cut off at 0.25, in units of ImageNet's deviation.
 
-    Drawn from the seed and the image's id: the same for any batch, shard or order.
+    Drawn from the seed and the image's id: the same for any batch, shard or order. std: what the images were divided
+    by; so the noise on the pixels is the same for any network.
     """
     noise = np.empty(images_B3HW.shape, dtype=np.float32)
     for place, image_id in enumerate(image_ids_B):
         random = np.random.default_rng((seed, int(image_id), _SEED_NOISE))
         noise[place] = NOISE_DEVIATION * random.standard_normal(noise.shape[1:], dtype=np.float32)
     noise.clip(-NOISE_LIMIT, NOISE_LIMIT, out=noise)
+    noise *= (np.array(IMAGENET_STD) / np.array(std)).astype(np.float32)[:, None, None]
     return images_B3HW + torch.from_numpy(noise).to(images_B3HW.device)
 
 

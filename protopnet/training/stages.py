@@ -30,6 +30,7 @@ from protopnet.tables import read_table, write_table
 from protopnet.training.bundle import write_bundle
 from protopnet.training.imported import run_import
 from protopnet.training.last_layer import optimise_last_layer
+from protopnet.training.parts import check_parts, sample_maps, start_from_parts
 from protopnet.training.run import Result, Run
 from protopnet.training.schedule import (
     Stage,
@@ -148,6 +149,8 @@ def run_data(run: Run, stage: Stage, state_in: str | None) -> Result:
     network = build_network(run.settings.model, _classes_expected(run.settings) or 1)
     if isinstance(network, ProtoPNet) and run.settings.model.start == "data":
         check_directions(network.add_on)
+    if isinstance(network, ProtoPNet) and run.settings.model.start == "parts":
+        check_parts(network)
     dataset = open_dataset(run.settings, run.folder(stage))
     check_dataset(dataset, run.settings.data.max_bad)
     dataset = mixed(dataset, run.folder(stage))
@@ -174,23 +177,20 @@ def _classes_expected(settings: RunSettings) -> int | None:
 def run_start(run: Run, stage: Stage, state_in: str | None) -> Result:
     """Add-on layers and prototypes from the training images, where the settings ask for it."""
     assert state_in is not None
-    network = _protopnet(run, state_in)
-    images = 0
-    if run.settings.model.start == "data":
-        rows = run.dataset.split("train")
+    network, settings, images = _protopnet(run, state_in), run.settings, 0
+    if settings.model.start != "random":
+        rows, options = run.dataset.split("train"), run.options()
         run.reporter.begin(stage.name, len(rows))
-        settings = run.settings
-        sample = sample_patches(
-            network,
-            rows,
-            seed=settings.seed,
-            options=run.options(),
-            on_images=run.counter(),
-        )
-        start_from_patches(network, sample, settings.seed)
-        images = sample.images
+        if settings.model.start == "data":
+            patches = sample_patches(network, rows, seed=settings.seed, options=options, on_images=run.counter())
+            start_from_patches(network, patches, settings.seed)
+            images = patches.images
+        else:
+            maps = sample_maps(network, rows, seed=settings.seed, options=options, on_images=run.counter())
+            start_from_parts(network, maps, settings.seed)
+            images = 2 * len(maps.labels_N)  # plain, and with noise
     save_state(run.state_uri(stage), network.state_dict())
-    return {"image_passes": images, "says": f"from {images} images" if images else "random, as published"}
+    return {"image_passes": images, "says": f"from {images} image passes" if images else "random, as published"}
 
 
 def run_joint(run: Run, stage: Stage, state_in: str | None) -> Result:

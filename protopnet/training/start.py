@@ -67,7 +67,7 @@ class PatchTask(NetworkTask):
 
     def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
         h, w = self.network.prototypes.shape[2:]
-        windows_BLd = nn.functional.unfold(self.network.backbone(images_B3HW), (h, w)).transpose(1, 2)
+        windows_BLd = nn.functional.unfold(self.network.features(images_B3HW), (h, w)).transpose(1, 2)
         windows_BLd = windows_BLd.cpu().to(torch.float16)
         kept = []
         for windows_Ld, image_id in zip(windows_BLd, rows["image_id"].to_pylist(), strict=True):

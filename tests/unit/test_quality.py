@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protopnet import imaging
 from protopnet.config import BirdSettings, ModelSettings
 from protopnet.datasets.birds import PART_ID, bird_kinds, bird_row, redraw
 from protopnet.imaging import Preprocessing
@@ -363,6 +364,12 @@ class TestNoise:
         assert noise.abs().max() == pytest.approx(0.25)
         assert noise.mean() == pytest.approx(0, abs=0.005)
         assert (noise.abs() < 0.2).float().mean() == pytest.approx(0.683, abs=0.01)
+
+    def test_pixels_get_the_same_noise_whatever_a_network_divides_them_by(self) -> None:
+        zero = torch.zeros(1, 3, 16, 16)
+        std = torch.tensor(imaging.IMAGENET_STD)[:, None, None]
+        on_pixels = with_noise(zero, [0], seed=0) * std
+        torch.testing.assert_close(with_noise(zero, [0], seed=0, std=(0.5, 0.5, 0.5)) * 0.5, on_pixels)
 
 
 class TestObserver:
