@@ -53,7 +53,7 @@ def receptive_field(backbone: Backbone, image_size: int, pool: nn.Module | None 
     """
     _, rows, _ = backbone.map_shape(image_size)
     if is_timm(backbone.name):
-        return _probed(backbone, rows, image_size)
+        return _behind(pool, _probed(backbone, rows, image_size))
     field = ReceptiveField(cells=image_size, jump=1, size=1, start=0.5)
     for name, layer in backbone.features.named_modules():
         if isinstance(layer, nn.AdaptiveAvgPool2d):
@@ -63,6 +63,10 @@ def receptive_field(backbone: Backbone, image_size: int, pool: nn.Module | None 
                 field = field.after(kernel, stride, padding, ceil_mode)
     if field.cells != rows:
         return _whole_image(rows, image_size)
+    return _behind(pool, field)
+
+
+def _behind(pool: nn.Module | None, field: ReceptiveField) -> ReceptiveField:
     for kernel, stride, padding, ceil_mode in _window(pool or nn.Identity()):
         field = field.after(kernel, stride, padding, ceil_mode)
     return field
