@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 
 import ray
@@ -23,6 +24,7 @@ from protopnet.cluster import connect
 from protopnet.config import ComputeSettings
 from protopnet.errors import UserError, exit_with_a_sentence
 from protopnet.serving.app import NAME, build
+from protopnet.serving.courier import PATIENCE_S
 from protopnet.serving.settings import AppSettings
 
 
@@ -53,6 +55,8 @@ def main() -> None:
     print(f"logs     {_logs()}", flush=True)
     stop.wait()
     print("stopping; what was taken on is answered first", flush=True)
+    # Members and ingress are told to end at the same time: images that wait for company must be with a member by then.
+    time.sleep(settings.member.batch_wait_s + PATIENCE_S)
     serve.delete(NAME)  # waits for the requests in work, which shutting down Serve with its proxy doesn't
     serve.shutdown()
     ray.shutdown()
