@@ -43,9 +43,9 @@ def test_the_sample_is_the_same_however_the_work_is_cut(rows: pa.Table, options:
 
 def test_the_push_finds_prototypes_where_they_are(rows: pa.Table, options: Callable) -> None:
     network = parts_network()
-    start_from_parts(network, sample_maps(network, rows, seed=0, options=options()), seed=0)
+    start_from_parts(network, sample_maps(network, rows, seed=0, options=options(in_driver=True)), seed=0)
     before = network.prototypes.detach().flatten(1).clone()
-    result = push(network, rows, distinct=False, options=options())
+    result = push(network, rows, distinct=False, options=options(in_driver=True))
     # As far as float16 keeps the maps it learned from.
     assert result.chosen["distance"].to_numpy().max() < 1e-3
     apply_push(network, result)
