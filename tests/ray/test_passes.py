@@ -3,7 +3,7 @@
 import itertools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from protopnet.cluster import plan_pass, plan_training, survey
 from protopnet.config import AugmentSettings, ComputeSettings
 from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
+from protopnet.imaging import Preprocessing
 from protopnet.model.network import ProtoPNet
 from protopnet.passes.image_pass import run_pass, run_pass_in_place, unpack
 from protopnet.training.last_layer import SimilarityTask, with_copies
@@ -29,7 +30,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers don't
 class Look:
     """`ImageTask`: what arrives."""
 
-    size: int = 64
+    preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing(size=64))
 
     def to(self, device: torch.device) -> "Look":
         return self
