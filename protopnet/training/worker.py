@@ -181,7 +181,7 @@ class Worker:
         return {name: value / max(1, images) for name, value in zip(names, values, strict=True)}
 
     def _after(self, epoch: int, means: dict[str, float], seconds: float) -> None:
-        """Validate, say how it went, and make the epoch last."""
+        """Validate, make the epoch last, and say how it went."""
         passes = len(self.rows) * self.settings.augment.copies
         self.summary["images"] += passes
         self.summary["seconds"] += seconds
@@ -190,11 +190,11 @@ class Worker:
         if self.train_settings.keep == "best" and self.phase == "joint" and validation is not None and better:
             network = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
             self.best = {"validation_accuracy": validation, "network": network}
-        if self.place.rank == 0:
+        self._save(epoch + 1, 0)
+        if self.place.rank == 0:  # once it lasts: whoever hears of an epoch may count on it
             rate = passes / max(seconds, 1e-9)
             metrics = {**means, "images_per_second": rate, "validation_accuracy": validation}
             self.place.tell({"kind": "epoch", "epoch": epoch, "phase": self.phase, "metrics": metrics})
-        self._save(epoch + 1, 0)
 
     # -------------------------------------------------------------------------------- checkpoints
 
