@@ -112,13 +112,13 @@ def test_the_pages_in_a_browser(audited: Left) -> None:
 
         page.locator("table a").first.click()
         page.locator("h3").first.wait_for()
-        patch = page.locator(".near .patch").first
+        patch = page.locator(".near .picture").first
         whole = patch.get_attribute("viewBox")
         for view, seen in (("cut", patch.get_attribute("data-cut")), ("box", whole), ("image", whole), ("heat", whole)):
             page.check(f"input[value={view}]")
             assert patch.get_attribute("viewBox") == seen
             assert page.locator(".near .heat").first.is_visible() == (view == "heat")
-            assert page.locator(".near .box").first.is_visible() == (view in ("heat", "box"))
+            assert page.locator(".near rect.box").first.is_visible() == (view in ("heat", "box"))
         assert fits(page)
         browser.close()
     assert not watch.complaints

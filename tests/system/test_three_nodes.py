@@ -104,6 +104,7 @@ def test_nodes_may_go_in_the_middle_of_every_stage(
     scoring = start(
         "score",
         cluster,
+        *SHARED,
         *("--bundle", str(run / "bundle"), "--input", shards, "--output", str(tmp_path / "scores")),
         *("--chunk_rows", "4", "--batch_size", "4", "--explain", "2"),
     )
