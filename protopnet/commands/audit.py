@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import Field
 
 from protopnet import storage
-from protopnet.audit.audit import AuditResult, audit_bundle
-from protopnet.audit.audit_pages import AuditPages
-from protopnet.audit.findings import AuditSettings
+from protopnet.auditing.audit import AuditResult, audit_bundle
+from protopnet.auditing.audit_pages import AuditPages
+from protopnet.auditing.findings import AuditSettings
 from protopnet.cli import Positional, parse
 from protopnet.cluster import connect, plan_pass
 from protopnet.config import ComputeSettings

@@ -11,9 +11,9 @@ numbers in the bundle given. That bundle stays as it is.
 from pydantic import Field
 
 from protopnet import storage
-from protopnet.audit.draft import Draft
-from protopnet.audit.prune import Corrections, Corrector
-from protopnet.audit.rewrite import Rewritten, resolve, source_network, write_corrected
+from protopnet.auditing.draft import Draft
+from protopnet.auditing.prune import Corrections, Corrector
+from protopnet.auditing.rewrite import Rewritten, resolve, source_network, write_corrected
 from protopnet.cli import Positional, parse
 from protopnet.cluster import connect, plan_pass
 from protopnet.config import ComputeSettings

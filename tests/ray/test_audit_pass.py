@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from protopnet.audit.audit import count_use, describe_patches
-from protopnet.audit.usage import use_of_batch
+from protopnet.auditing.audit import count_use, describe_patches
+from protopnet.auditing.usage import use_of_batch
 from protopnet.datasets.rows import Dataset
 from protopnet.model.network import ProtoPNet
 from protopnet.model.prototypes import similarity

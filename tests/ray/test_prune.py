@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from protopnet.audit.barred_patches import parse_barred
-from protopnet.audit.draft import Draft, Place
-from protopnet.audit.prune import Corrections, Corrector
-from protopnet.audit.rewrite import Rewritten, resolve, write_corrected
+from protopnet.auditing.barred_patches import parse_barred
+from protopnet.auditing.draft import Draft, Place
+from protopnet.auditing.prune import Corrections, Corrector
+from protopnet.auditing.rewrite import Rewritten, resolve, write_corrected
 from protopnet.config import AugmentSettings, DataSettings, LastLayerSettings, ModelSettings, PushSettings
 from protopnet.datasets.rows import Dataset
 from protopnet.datasets.trained import TrainedWith

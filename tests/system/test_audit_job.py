@@ -11,10 +11,10 @@ import pytest
 from browsing import chromium, watched
 from running_jobs import Jobs, Left, TrainedRun
 
-from protopnet.audit.audit_pages import class_path
-from protopnet.audit.findings import KINDS
-from protopnet.audit.judgement import FINDING_SCHEMA
-from protopnet.audit.patch_table import NEAREST_SCHEMA
+from protopnet.auditing.audit_pages import class_path
+from protopnet.auditing.findings import KINDS
+from protopnet.auditing.judgement import FINDING_SCHEMA
+from protopnet.auditing.patch_table import NEAREST_SCHEMA
 from protopnet.model.bundle import load_bundle
 
 

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from protopnet.audit.audit import audit_bundle
-from protopnet.audit.audit_pages import AuditPages, class_path
-from protopnet.audit.close_pairs import NEIGHBOURS, close_pairs
-from protopnet.audit.findings import AuditSettings, Finding
-from protopnet.audit.judgement import Audit, audit
-from protopnet.audit.patch_table import NEAREST_SCHEMA, most_active, nearest_table, share_on_object
-from protopnet.audit.remedies import remedies
-from protopnet.audit.usage import Use, use_of_batch
+from protopnet.auditing.audit import audit_bundle
+from protopnet.auditing.audit_pages import AuditPages, class_path
+from protopnet.auditing.close_pairs import NEIGHBOURS, close_pairs
+from protopnet.auditing.findings import AuditSettings, Finding
+from protopnet.auditing.judgement import Audit, audit
+from protopnet.auditing.patch_table import NEAREST_SCHEMA, most_active, nearest_table, share_on_object
+from protopnet.auditing.remedies import remedies
+from protopnet.auditing.usage import Use, use_of_batch
 from protopnet.config import ModelSettings
 from protopnet.errors import UserError
 from protopnet.model.bundle import PROTOTYPE_SCHEMA, Bundle

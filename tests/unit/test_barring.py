@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protopnet.audit.barred_patches import Barred, Bars, barred_before, parse_barred, patches_on
+from protopnet.auditing.barred_patches import Barred, Bars, barred_before, parse_barred, patches_on
 from protopnet.errors import UserError
 from protopnet.passes.candidates import local_nearest
 

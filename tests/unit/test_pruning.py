@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from protopnet.audit.draft import (
+from protopnet.auditing.draft import (
     Draft,
     Merge,
     check_removal,
@@ -19,7 +19,7 @@ from protopnet.audit.draft import (
     prune_by_neighbours,
     with_prototypes,
 )
-from protopnet.audit.rewrite import places_table, union
+from protopnet.auditing.rewrite import places_table, union
 from protopnet.config import ModelSettings
 from protopnet.errors import UserError
 from protopnet.model.network import ProtoPNet, build_network

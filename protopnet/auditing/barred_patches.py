@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from protopnet.audit.draft import Place
+from protopnet.auditing.draft import Place
 from protopnet.errors import UserError
 
 Box = tuple[int, int, int, int]

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from protopnet.audit.findings import KINDS, SEVERITIES, Finding
-from protopnet.audit.judgement import Audit
-from protopnet.audit.remedies import remedies
+from protopnet.auditing.findings import KINDS, SEVERITIES, Finding
+from protopnet.auditing.judgement import Audit
+from protopnet.auditing.remedies import remedies
 from protopnet.pages.pictures import Inlined, Picture, data_uri, encoded, heat_png, opened, shrunk
 from protopnet.pages.templates import render
 from protopnet.words import readable_names
@@ -69,7 +69,7 @@ class AuditPages:
         for found in self.audit.findings:
             flagged[found.label] += 1
         return self._render(
-            "audit/index.html.j2",
+            "auditing/index.html.j2",
             findings=[{"finding": found, "pictures": self._small_pictures(found)} for found in findings],
             remedies=remedies(self.audit.findings, self.prototypes),
             command=self.command,
@@ -100,7 +100,7 @@ class AuditPages:
         sheet: dict[str, Inlined] = {}
         cards = [self._card(p, sheet) for p in members]
         return self._render(
-            "audit/class.html.j2",
+            "auditing/class.html.j2",
             label=label,
             name=self._names[label],
             row=self._classes[label],

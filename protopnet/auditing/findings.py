@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from protopnet.audit.usage import Use
+from protopnet.auditing.usage import Use
 from protopnet.config import Section
 from protopnet.words import counted
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from protopnet.audit.findings import KINDS, Finding
+from protopnet.auditing.findings import KINDS, Finding
 from protopnet.words import counted
 
 # What can be put right without training again, by dropping prototypes or by moving them to other patches.

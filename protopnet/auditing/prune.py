@@ -8,7 +8,7 @@ The steps, in this order, each on what the one before left (names of prototypes 
     rule      the authors' pruning
     last layer  the class connections are solved again, on similarities computed once
 
-The rules themselves are in `audit/draft.py` and `audit/barred_patches.py`; here is what needs passes over the images.
+The rules themselves are in `auditing/draft.py` and `auditing/barred_patches.py`; here is what needs passes over the images.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from protopnet.audit.barred_patches import Barred, Bars, barred_before, parse_barred
-from protopnet.audit.draft import (
+from protopnet.auditing.barred_patches import Barred, Bars, barred_before, parse_barred
+from protopnet.auditing.draft import (
     Draft,
     Place,
     check_removal,

@@ -1,5 +1,5 @@
 """The passes over a data set that an audit needs: nearest patches and what they look like, and what each prototype is
-used for. What they mean is for `audit/judgement.py`.
+used for. What they mean is for `auditing/judgement.py`.
 
 Memory doesn't grow with the images: candidates are k a prototype, use is added up batch by batch.
 
@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from protopnet.audit.close_pairs import close_pairs
-from protopnet.audit.findings import AuditSettings
-from protopnet.audit.judgement import Audit, audit
-from protopnet.audit.patch_table import nearest_table
-from protopnet.audit.usage import Use, use_of_batch
+from protopnet.auditing.close_pairs import close_pairs
+from protopnet.auditing.findings import AuditSettings
+from protopnet.auditing.judgement import Audit, audit
+from protopnet.auditing.patch_table import nearest_table
+from protopnet.auditing.usage import Use, use_of_batch
 from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
 from protopnet.evidence.explanation import explaining

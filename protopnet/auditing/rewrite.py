@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 import torch
 
 from protopnet import __version__
-from protopnet.audit.draft import Draft, with_prototypes
-from protopnet.audit.prune import Correction, Corrector
+from protopnet.auditing.draft import Draft, with_prototypes
+from protopnet.auditing.prune import Correction, Corrector
 from protopnet.errors import UserError
 from protopnet.model.bundle import Bundle, save_bundle
 from protopnet.model.network import ProtoPNet

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from protopnet.audit.findings import (
+from protopnet.auditing.findings import (
     KINDS,
     SEVERITIES,
     AuditSettings,
@@ -25,7 +25,7 @@ from protopnet.audit.findings import (
     repeated,
     unused,
 )
-from protopnet.audit.usage import Use
+from protopnet.auditing.usage import Use
 from protopnet.words import readable_names
 
 FINDING_SCHEMA = pa.schema(
