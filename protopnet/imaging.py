@@ -1,8 +1,9 @@
 """From an encoded file to RGB pixels to the network's input: the only decoder of the system.
 
 What can't be trusted is refused with `BadImage`, never guessed: training, push, scoring and serving see the
-same pixels for the same file. No state is kept, and none of PIL's is changed: every function may run in
-any number of threads (PIL lets go of the interpreter's lock while it decodes and resizes).
+same pixels for the same file. No state is kept, and of PIL's only its limit of pixels is raised where
+`max_pixels` is higher: every function may run in any number of threads (PIL lets go of the interpreter's lock
+while it decodes and resizes).
 """
 
 import io
@@ -120,6 +121,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header; nothing is decoded before the number of pixels is known to be acceptable."""
     if not data:
         raise BadImage("the file is empty")
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # PIL refuses by itself what is twice as large, whatever was asked for
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:

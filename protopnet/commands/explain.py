@@ -113,27 +113,35 @@ def _photo(uri: str, max_pixels: int) -> Image.Image:
 
 
 def _file_names(uris: Sequence[str]) -> list[str]:
-    """A name for each image that no other has: that of its file, numbered where several have the same."""
-    names = [uri.rstrip("/").rsplit("/", 1)[-1] for uri in uris]
-    return [name if names.count(name) == 1 else f"{number}-{name}" for number, name in enumerate(names, 1)]
+    """A name for each image that no other has, in any case: that of its file, all numbered where two have the same."""
+    return _told_apart([uri.rstrip("/").rsplit("/", 1)[-1] for uri in uris])
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    if len({name.casefold() for name in names}) == len(names):
+        return list(names)
+    return [f"{number}-{name}" for number, name in enumerate(names, 1)]
 
 
 def _write_figures(
     output: str, names: Sequence[str], photos: Sequence[Image.Image], found: Sequence[Explanation], album: Album
 ) -> None:
     readable = readable_names(album.explainer.classes)
-    for name, photo, explanation in zip(names, photos, found, strict=True):
-        for place, entry in enumerate(explanation.classes, 1):
-            figure = class_figure(photo, entry, album, readable)
-            file = f"{name}-{place}-{entry.class_name.replace('/', '_').replace(' ', '_')}.png"
-            storage.write_bytes(storage.join(output, file), pictures.encoded(figure, "PNG"))
+    drawn = [
+        (photo, entry, f"{name}-{place}-{entry.class_name.replace('/', '_').replace(' ', '_')}.png")
+        for name, photo, explanation in zip(names, photos, found, strict=True)
+        for place, entry in enumerate(explanation.classes, 1)
+    ]
+    for (photo, entry, _), file in zip(drawn, _told_apart([file for *_, file in drawn]), strict=True):
+        figure = class_figure(photo, entry, album, readable)
+        storage.write_bytes(storage.join(output, file), pictures.encoded(figure, "PNG"))
 
 
 def _verdict(explanation: Explanation, classes: Sequence[str]) -> str:
     names = readable_names(classes)
     top = explanation.top
-    verdict = f"{names[top.class_]} ({percent(top.probability)}), {top.logit:.2f} points"
+    verdict = f"{names[top.class_]} ({percent(top.probability)}), {top.logit:z.2f} points"
     if top.evidence:
         first = top.evidence[0]
-        verdict += f"; most, {first.points:.2f}, from prototype {first.prototype} of {names[first.class_]}"
+        verdict += f"; most, {first.points:z.2f}, from prototype {first.prototype} of {names[first.class_]}"
     return verdict

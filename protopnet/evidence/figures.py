@@ -98,7 +98,8 @@ def _draw_row(
     _draw(axes[1], training, size, close=source.box)
     _draw(axes[2], training, size, box=source.box)
     _draw(axes[3], small, photo.size, heat=pictures.heat(evidence.activation_map, *small.size))
-    axes[1].set_title(f"{names[evidence.class_]}  (no. {evidence.prototype})", fontsize=7, color=_SOFT, pad=2)
+    prototype = f"{names[evidence.class_]}  (no. {evidence.prototype})"
+    axes[1].set_title(prototype, fontsize=7, color=_SOFT, pad=2, parse_math=False)
     cells = ((shown.similarity, _INK), (f"× {shown.connection}", _INK), (f"= {shown.points}", _STRONG))
     for place, (text, colour) in zip(axes[4:], cells, strict=True):
         place.text(0.5, 0.5, text, ha="center", va="center", fontsize=13, color=colour)
@@ -131,7 +132,8 @@ def _draw(
 
 
 def _draw_words(figure: Figure, entry: ClassEvidence, names: Sequence[str], height: float) -> None:
-    figure.text(0.012, 1 - 0.28 / height, f"Why {names[entry.class_]}?", fontsize=16, color=_INK, weight="bold")
+    why = f"Why {names[entry.class_]}?"
+    figure.text(0.012, 1 - 0.28 / height, why, fontsize=16, color=_INK, weight="bold", parse_math=False)
     verdict = f"{entry.shown.total} points in all, {entry.shown.probability} probability"
     figure.text(0.012, 1 - 0.52 / height, verdict, fontsize=10, color=_SOFT)
     if entry.remainder.prototypes:

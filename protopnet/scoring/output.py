@@ -1,7 +1,7 @@
 """The rows that scoring writes, and their files: a chunk of the input is one, or one a partition.
 
     <output>/parts/part-00012.parquet                     a row an image, in the order of the input
-    <output>/parts/class_name=robin/part-00012.parquet    the same with partition_by class_name
+    <output>/parts/class_name-robin/part-00012.parquet    the same with partition_by class_name
     <output>/job/done/00012.json                          last: what was counted, and the names of the files
 
 A chunk without its `done` record counts as not begun: its files are written anew, or taken away.
@@ -22,9 +22,8 @@ from protopnet import __version__, storage
 from protopnet.datasets.pool import ordered, threads_for
 from protopnet.scoring.tally import Tally
 
-FORMAT, VERSION = "protopnet-scores", 1
+FORMAT, VERSION = "protopnet-scores", 2
 PARTS, DONE = "parts", "job/done"
-_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # as Spark, DuckDB and Arrow read it
 
 TOP = pa.struct(
     [
@@ -126,11 +125,15 @@ def _record(output_uri: str, chunk: int) -> str:
 
 
 def _partitions(table: pa.Table, column: str | None) -> Iterator[tuple[str, pa.Table]]:
-    """Folders and their rows, without the column that the folder's name says."""
+    """Folders and their rows.
+
+    Not Hive's `class_name=01`: readers make a number of that, a date of others, and pandas can't read the rows without
+    a value. And no name may begin with `_` or `.`, which some take for hidden.
+    """
     if column is None:
         yield "", table
         return
     for value in sorted(pc.unique(table[column]).to_pylist(), key=lambda value: (value is None, value)):
         chosen = pc.is_null(table[column]) if value is None else pc.equal(table[column], value)
-        folder = _NULL_PARTITION if value is None else quote(str(value), safe=" ")
-        yield f"{column}={folder}", table.filter(chosen).drop_columns([column])
+        folder = f"without-{column}" if value is None else f"{column}-{quote(str(value), safe=' ')}"
+        yield folder, table.filter(chosen)

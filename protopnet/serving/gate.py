@@ -23,6 +23,7 @@ logger = logging.getLogger("ray.serve")  # Serve writes it as JSON, with the req
 # Without a token: health for orchestrators, and what holds nothing of the model: the page and the documentation.
 _OPEN = {"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/favicon.ico"}
 _OPEN_BELOW = ("/page/", "/docs/")
+_GONE = 499  # counted where nobody is listening any more
 
 
 class Gate:
@@ -37,14 +38,19 @@ class Gate:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        answer = _Answer(send)
+        answer = _Answer(send, with_body=scope["method"] != "HEAD")
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
         try:
             self._check_token(scope)
             await self._within_limits(scope, receive, answer)
         except Refusal as refusal:
             await answer.refuse(refusal, scope, receive)
         except ClientDisconnect:
-            answer.status = 499  # nobody is listening any more
+            answer.status = _GONE
+        except asyncio.CancelledError:  # by Serve, whose client has gone
+            answer.status = _GONE
+            raise
         except Exception:
             logger.exception("a defect while answering")
             await answer.refuse(Refusal("internal", "a defect of the service; its log has more"), scope, receive)
@@ -83,14 +89,16 @@ class Gate:
 class _Answer:
     """The `send` of a request, which remembers whether and how the answer began."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, *, with_body: bool) -> None:
+        self._send, self._with_body = send, with_body
         self.status = 0
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
+        elif not self._with_body and "body" in message:
+            message = {**message, "body": b""}
         await self._send(message)
 
     async def refuse(self, refusal: Refusal, scope: Scope, receive: Receive) -> None:

@@ -78,6 +78,6 @@ def _verdict(explanation: Explanation, names: Sequence[str]) -> str:
     if top is truth:
         return f"Recognised as what it is: {names[truth.class_]}."
     return (
-        f"{names[truth.class_]}, taken for {names[top.class_]}, which has {top.logit - truth.logit:.2f} points more. "
+        f"{names[truth.class_]}, taken for {names[top.class_]}, which has {top.logit - truth.logit:z.2f} points more. "
         "Compare the two tables."
     )

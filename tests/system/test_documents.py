@@ -107,7 +107,7 @@ class TestFormats:
         assert files >= {"scores.json", "parts/part-00012.parquet", "job/"}
         assert re.fullmatch(r"part-\d{5}\.parquet", part.name)
         assert listed(scored.output / "job") >= {"job.json", "done/"}
-        assert json.loads(pq.read_schema(part).metadata[b"protopnet"])["version"] == 1
+        assert json.loads(pq.read_schema(part).metadata[b"protopnet"])["version"] == 2
 
 
 COMMANDS = list(commands())

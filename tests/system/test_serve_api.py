@@ -208,6 +208,13 @@ def test_health(service, strict):
         assert client.get("/readyz").json["status"] == "ready"
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/model", "/", "/v1/prototypes/0/1/crop", "/metrics"])
+def test_head_answers_as_get_without_a_body(service, path):
+    head, whole = service.send("HEAD", path, None), service.get(path)
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["Content-Type"] == whole.headers["Content-Type"]
+
+
 def test_the_request_id_is_the_clients_or_a_new_one(service):
     assert service.get("/v1/model", **{"X-Request-ID": "mine-1"}).headers["X-Request-ID"] == "mine-1"
     answer = service.post("/v1/predict", photo(0), **{"X-Request-ID": "mine-2"})

@@ -84,6 +84,16 @@ def test_a_figure_has_a_row_a_prototype():
     assert ((pixels[:, 0] > 200) & (pixels[:, 1] < 60)).sum() > 5000  # the red half of photo and prototype
 
 
+@pytest.mark.parametrize("name", ["$5 and $6", r"$\frac{$", "a_{b", r"\alpha $x", "50 % of $x$"])
+def test_a_class_name_is_no_formula(name):
+    names = [name, "a", "b"]
+    plain = class_figure(half_and_half(), explanation([1.0], 1.0).top, album(), names)
+    other = class_figure(half_and_half(), explanation([1.0], 1.0).top, album(), [name.replace("$", "S"), "a", "b"])
+    assert plain.size == other.size
+    if "$" in name:
+        assert (np.asarray(plain) != np.asarray(other)).any()
+
+
 class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -256,6 +256,14 @@ def test_the_limit_of_pixels_is_exact() -> None:
     assert "48 x 32 pixels" in reason_of(data, max_pixels=WIDTH * HEIGHT - 1)
 
 
+def test_no_other_limit_of_pixels_holds_than_the_one_asked_for(recwarn: pytest.WarningsRecorder) -> None:
+    """PIL has one of its own, of 179 megapixels, and warns from the half of it on."""
+    for side in (9_500, 14_000, 30_000):
+        assert measure(bomb(side, side), max_pixels=side * side) == (side, side)
+        assert "more than" in reason_of(bomb(side, side), max_pixels=side * side - 1)
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("at_least", [1, 20, 60, 75, 149, 150, 151, 400])
 def test_a_fast_decode_keeps_twice_the_pixels_asked_for(at_least: int) -> None:
     big = picture().resize((1201, 301), Image.Resampling.NEAREST)

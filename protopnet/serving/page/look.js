@@ -81,12 +81,15 @@ function card(image, entry, other, open) {
 /** How far a class is from another. */
 function compare(entry, other) {
   const [name, otherName] = [entry, other].map((one) => current.model.names[one.class]);
-  const [own, others] = [entry, other].map((one) => one.own_points.toFixed(2));
+  const [own, others] = [entry, other].map((one) => inPoints(one.own_points));
   const because = `${name} got ${own} points from its own prototypes, ${otherName} ${others} from its own.`;
   const [total, otherTotal] = [entry, other].map((one) => Number(one.shown.total.replace("−", "-")));
   const apart = `${Math.abs(total - otherTotal).toFixed(2)} points ${total < otherTotal ? "fewer" : "more"}`;
   return `${apart} than ${otherName}. ${because}`;
 }
+
+/** To two decimals, and never -0.00. */
+const inPoints = (value) => (Math.round(100 * value) / 100 || 0).toFixed(2);
 
 // ---------------------------------------------------------------------------------------------- why not
 
