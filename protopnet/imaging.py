@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 50_000_000
+BYTES_A_PIXEL = 24  # of memory that decoding and resizing takes at most, whatever the kind of file
 
 # Loaded once and here, because PIL's lazy loading isn't made for threads. The kinds of file are named one by
 # one: among the others PIL knows are some that start foreign programs (EPS) or aren't pictures of anything.
@@ -30,6 +31,8 @@ _FORMATS = tuple(kind for kind in _KINDS if kind in Image.OPEN)
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\xff\x4f\xff\x51")
 
 _PHONES = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")  # HEIC
+
+_STRIP = 256  # rows
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -190,9 +193,12 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
-    see_through = image.convert("RGBA")
-    white = Image.new("RGBA", see_through.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, see_through).convert("RGB")
+    on_white = Image.new("RGB", image.size)
+    for top in range(0, image.height, _STRIP):  # each copy of a whole image would take as much memory as the image
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        on_white.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return on_white
 
 
 def _from_integers(image: Image.Image) -> Image.Image:

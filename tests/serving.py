@@ -174,12 +174,15 @@ def local_app(bundles: Sequence[str], prefix: str = "", **settings: Any) -> Iter
     app = Starlette(routes=[Mount(prefix, create_app(service, read_tokens(args.token_file)))])
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen(256)  # whoever comes before the server is up waits for it
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
-        yield Client(f"http://127.0.0.1:{listening.getsockname()[1]}{prefix}")
-        server.should_exit = True
-        thread.join(30)
+        try:
+            yield Client(f"http://127.0.0.1:{listening.getsockname()[1]}{prefix}")
+        finally:
+            server.should_exit = True
+            thread.join(30)
 
 
 class LocalServe:

@@ -9,6 +9,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -60,7 +61,7 @@ def heat(map_HW: Sequence[Sequence[float]] | np.ndarray, width: int, height: int
 
 def heat_png(map_HW: Sequence[Sequence[float]] | np.ndarray, side: int = HEAT_SIDE) -> bytes:
     """The same as PNG, small, to be stretched over the whole image."""
-    return encoded(heat(map_HW, side, side), "PNG")
+    return encoded(heat(map_HW, side, side), "PNG", compress_level=1)  # four times as fast for a tenth more bytes
 
 
 def crop(image: Image.Image, box: Sequence[int], size: tuple[int, int]) -> Image.Image:
@@ -85,10 +86,10 @@ def opened(jpeg: bytes) -> Image.Image:
     return Image.open(io.BytesIO(jpeg)).convert("RGB")
 
 
-def encoded(image: Image.Image, kind: str = "JPEG") -> bytes:
-    """As JPEG or PNG."""
+def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    """As JPEG or PNG. Options: PIL's for the kind."""
     sink = io.BytesIO()
-    image.save(sink, kind, **({"quality": 85} if kind == "JPEG" else {}))
+    image.save(sink, kind, **({"quality": 85} if kind == "JPEG" else {}) | options)
     return sink.getvalue()
 
 

@@ -1,6 +1,6 @@
 """From what the members saw to what the client is told."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from protopnet.evidence.explanation import Explanation, wanted_classes
 from protopnet.pages.pictures import heat_png
@@ -49,20 +49,25 @@ def explained(
     options: ExplainOptions,
     asked: Sequence[int],
     abstain_below: float | None,
+    check_wanted: Callable[[], None],
 ) -> list[ExplainedImage]:
-    """The same with evidence. Takes milliseconds of one core: not for the event loop."""
+    """The same with evidence. Takes milliseconds of one core and more: not for the event loop.
+
+    check_wanted: is called between pieces of work; raises where the answer isn't wanted any more.
+    """
     assert ensemble.explainer is not None
-    explanations = ensemble.explainer.explain(
-        ensemble.views(seen_MB),
-        [(picture.width, picture.height) for picture in pictures],
-        top_classes=options.top_classes,
-        top_prototypes=options.top_prototypes,
-        asked=[asked] * len(pictures),
-        maps=options.maps != "none",
-    )
     found = []
-    for picture, explanation in zip(pictures, explanations, strict=True):
-        heat_maps = _heat_maps(explanation) if options.maps == "png" else {}
+    for number, picture in enumerate(pictures):
+        check_wanted()
+        [explanation] = ensemble.explainer.explain(
+            ensemble.views([[seen_B[number]] for seen_B in seen_MB]),
+            [(picture.width, picture.height)],
+            top_classes=options.top_classes,
+            top_prototypes=options.top_prototypes,
+            asked=[asked],
+            maps=options.maps != "none",
+        )
+        heat_maps = _heat_maps(explanation, check_wanted) if options.maps == "png" else {}
         if options.maps == "png":
             explanation = _without_values(explanation)
         found.append(
@@ -80,14 +85,19 @@ def _abstained(probability: float, below: float | None) -> bool:
     return below is not None and probability < below
 
 
-def _heat_maps(explanation: Explanation) -> dict[str, bytes]:
+def _heat_maps(explanation: Explanation, check_wanted: Callable[[], None]) -> dict[str, bytes]:
     """A PNG for each prototype listed: the same one may stand under several classes."""
     maps = {
         f"{evidence.member}/{evidence.prototype}": evidence.activation_map
         for entry in explanation.classes
         for evidence in entry.evidence
     }
-    return {name: heat_png(map_HW) for name, map_HW in maps.items() if map_HW is not None}
+    drawn: dict[str, bytes] = {}
+    for name, map_HW in maps.items():
+        check_wanted()
+        if map_HW is not None:
+            drawn[name] = heat_png(map_HW)
+    return drawn
 
 
 def _without_values(explanation: Explanation) -> Explanation:

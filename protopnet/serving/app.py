@@ -24,8 +24,9 @@ NAME = "protopnet"  # of the Serve application
 
 _HEALTH_TIMEOUT_S = 30
 _DRAINING_S = 1  # how often a replica that is told to stop looks whether it has answered all it has taken on
-# Beside the requests with images, which the ingress counts itself: those for pages and pictures, and those it refuses.
-_OTHER_REQUESTS = 200
+# Beside the requests with images that the ingress counts itself: those whose bodies are on their way or never come, those
+# for pages and pictures, and those it refuses.
+_OTHER_REQUESTS = 1000
 
 
 def build(args: AppSettings) -> Application:

@@ -153,12 +153,7 @@ class Catalogue:
             ],
             prototypes=len(self._order),
             abstain_below=settings.abstain_below,
-            limits=Limits(
-                max_bytes=settings.max_bytes,
-                max_pixels=settings.max_pixels,
-                max_images=settings.max_images,
-                timeout_s=settings.timeout_s,
-            ),
+            limits=Limits(**settings.model_dump(include=set(Limits.model_fields))),
         )
 
 

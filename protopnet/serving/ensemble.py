@@ -58,6 +58,7 @@ class Ensemble:
         self.infos: list[BundleInfo] = [bundle.info for bundle in predictor.bundles]
         self.hash = combined_hash(self.refs)
         self.explainer: Explainer | None = _explainer(predictor.bundles)
+        self.map_cells = max(_map_cells(bundle) for bundle in predictor.bundles)
 
     async def look(self, pixels_B: Sequence[Mapping[int, np.ndarray]], whole: bool) -> list[list[Seen]]:
         """What each member sees of each image, which comes in all `sizes`: M lists of B."""
@@ -93,6 +94,12 @@ async def _ask(ask: Ask, member: int, ref: BundleRef, pixels_BSS3: Sequence[np.n
 def combined_hash(bundles: Sequence[BundleRef]) -> str:
     """Short name of a set of bundles, in their order."""
     return hashlib.sha256(" ".join(ref.hash for ref in bundles).encode()).hexdigest()[:12]
+
+
+def _map_cells(bundle: Bundle) -> int:
+    """Of an activation map, prototypes of one cell being the least there are."""
+    _, rows, columns = bundle.network.backbone.map_shape(bundle.info.preprocessing.size)
+    return rows * columns
 
 
 def _explainer(bundles: Sequence[Bundle]) -> Explainer | None:

@@ -1,4 +1,4 @@
-"""What every request passes before and after its route: identity, token, room, time, and what is counted and logged.
+"""What every request passes before and after its route: identity, token, and what is counted and logged.
 
 Pure ASGI, around the whole application: whatever goes wrong further in becomes one shape of error here.
 """
@@ -15,8 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protopnet.serving.metrics import Metrics
-from protopnet.serving.refusals import Refusal, overloaded
-from protopnet.serving.settings import AppSettings
+from protopnet.serving.refusals import Refusal
 
 logger = logging.getLogger("ray.serve")  # Serve writes it as JSON, with the request's id
 
@@ -29,9 +28,8 @@ _GONE = 499  # counted where nobody is listening any more
 class Gate:
     """Around the application. `tokens`: any of them opens it; none: it is open."""
 
-    def __init__(self, app: ASGIApp, settings: AppSettings, tokens: Sequence[bytes], metrics: Metrics) -> None:
-        self._app, self._settings, self._tokens, self._metrics = app, settings, list(tokens), metrics
-        self._in_work = 0
+    def __init__(self, app: ASGIApp, tokens: Sequence[bytes], metrics: Metrics) -> None:
+        self._app, self._tokens, self._metrics = app, list(tokens), metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,7 +41,7 @@ class Gate:
             scope = {**scope, "method": "GET"}
         try:
             self._check_token(scope)
-            await self._within_limits(scope, receive, answer)
+            await self._app(scope, receive, answer)
         except Refusal as refusal:
             await answer.refuse(refusal, scope, receive)
         except ClientDisconnect:
@@ -68,22 +66,6 @@ class Gate:
         if scheme.lower() != "bearer" or not any(matches):
             message = "send the header `Authorization: Bearer <token>` with a token of this service"
             raise Refusal("unauthorized", message, {"WWW-Authenticate": "Bearer"})
-
-    async def _within_limits(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
-        """Requests that bring images are counted and timed; those over the count are refused unread."""
-        if scope["method"] != "POST":
-            await self._app(scope, receive, answer)
-            return
-        if self._in_work >= self._settings.ingress.max_requests:
-            raise overloaded(f"{self._in_work} requests are in work already; try again")
-        self._in_work += 1
-        try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                await self._app(scope, receive, answer)
-        except TimeoutError:
-            raise Refusal("timeout", f"no answer within {self._settings.timeout_s:g} s; try again later") from None
-        finally:
-            self._in_work -= 1
 
 
 class _Answer:

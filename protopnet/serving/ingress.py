@@ -70,7 +70,7 @@ def create_app(service: Service, tokens: Sequence[bytes]) -> FastAPI:
     _add_page(app)
     app.add_exception_handler(RequestValidationError, _refused)
     app.add_exception_handler(HTTPException, _refused)
-    app.add_middleware(Gate, settings=service.settings, tokens=tokens, metrics=service.metrics)
+    app.add_middleware(Gate, tokens=tokens, metrics=service.metrics)
     if service.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -16,16 +16,18 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown_prototype": (404, "no such member or prototype"),
     "no_picture": (404, "the bundle has no picture of this prototype"),
     "method_not_allowed": (405, "the path knows other methods than this one"),
+    "slow_body": (408, "the body came too slowly: not within `body_timeout_s`, or below `min_rate`"),
     "cannot_explain": (409, "a member is a black-box baseline: it predicts, but can't explain"),
     "too_many_bytes": (413, "the body is larger than `max_bytes`"),
-    "too_many_pixels": (413, "an image has more pixels than `max_pixels`"),
+    "too_many_pixels": (413, "an image has more pixels than `max_pixels`, or all have more than `max_total_pixels`"),
     "too_many_images": (413, "more images than `max_images`"),
     "not_an_image": (415, "the bytes aren't an image of a known kind"),
     "bad_option": (422, "an option that isn't known, or a value out of its bounds"),
+    "over_budget": (422, "more evidence asked for than `max_evidence` or `max_answer_bytes` allow"),
     "internal": (500, "a defect of the service; its log has more under the request id"),
     "overloaded": (503, "too much to do; try again after the seconds of `Retry-After`"),
     "not_ready": (503, "the members aren't all up yet; try again after the seconds of `Retry-After`"),
-    "timeout": (504, "no answer within `timeout_s`"),
+    "timeout": (504, "no answer within `timeout_s` of the body"),
 }
 
 

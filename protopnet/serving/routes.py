@@ -27,7 +27,7 @@ from protopnet.serving.service import Service
 _ANY = ("unauthorized", "internal")
 _IMAGES = (
     *("bad_request", "bad_image", "unknown_class", "too_many_bytes", "too_many_pixels", "too_many_images"),
-    *("not_an_image", "bad_option", "overloaded", "not_ready", "timeout"),
+    *("not_an_image", "bad_option", "slow_body", "overloaded", "not_ready", "timeout"),
 )
 _JPEG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
@@ -70,7 +70,7 @@ def _add_images(router: APIRouter, service: Service) -> None:
         tags=["images"],
         summary="Which class, and why",
         response_model=ExplainedImages,
-        responses=_refusals(*_IMAGES, "cannot_explain"),
+        responses=_refusals(*_IMAGES, "cannot_explain", "over_budget"),
         openapi_extra=about.BODY,
     )
     async def explain(request: Request, options: Annotated[ExplainOptions, Query()]) -> Response:

@@ -120,7 +120,12 @@ class Limits(_Record):
     max_bytes: int = Field(description="of a request's body")
     max_pixels: int = Field(description="of an image")
     max_images: int = Field(description="of a request")
+    max_total_pixels: int = Field(description="of all images of a request")
+    max_evidence: int = Field(description="images x classes x prototypes, those with a map counted four times")
+    max_answer_bytes: int
     timeout_s: float
+    body_timeout_s: float
+    min_rate: int = Field(description="bytes a second")
 
 
 class Model(_Record):

@@ -1,8 +1,10 @@
 """What the routes call: a request with images in, JSON out. Decoding and explaining run beside the event loop."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from ray.exceptions import RayError
@@ -11,15 +13,16 @@ from starlette.requests import Request
 
 from protopnet.serving import answers
 from protopnet.serving import metrics as counted
+from protopnet.serving.allowance import check_allowance
 from protopnet.serving.catalogue import Catalogue
 from protopnet.serving.ensemble import Ensemble, all_ready
 from protopnet.serving.gate import request_id
 from protopnet.serving.members import BundleRef
 from protopnet.serving.metrics import Metrics
+from protopnet.serving.reception import Reception
 from protopnet.serving.refusals import Refusal, not_ready
 from protopnet.serving.schemas import ExplainedImages, ExplainOptions, Prediction, PredictOptions
 from protopnet.serving.settings import AppSettings
-from protopnet.serving.uploads import Picture, decode, read_uploads
 
 _READY_S = 5
 
@@ -37,17 +40,16 @@ class Service:
         self.settings, self.ensemble, self.metrics = settings, ensemble, metrics
         self.catalogue = Catalogue(ensemble, settings)
         self._ready = list(ready)
+        self._reception = Reception(settings, ensemble.sizes)
         threads = settings.ingress.threads
-        self._decoding = ThreadPoolExecutor(threads, "decode")
         self._explaining = ThreadPoolExecutor(threads, "explain", initializer=torch.set_num_threads, initargs=(1,))
 
     async def predict(self, request: Request, options: PredictOptions) -> str:
-        asked = [self.catalogue.label(text) for text in options.asked]
-        pictures = await self._pictures(request)
-        seen_MB = await self.ensemble.look([picture.pixels for picture in pictures], whole=False)
-        scores = self.ensemble.scores(seen_MB)
-        classes, below = self.ensemble.classes, self._abstain_below(options)
-        images = answers.predicted(classes, pictures, scores, options, asked, below)
+        asked, below = self._labels(options), self._abstain_below(options)
+        async with self._reception.pictures(request, lambda images: None) as pictures:
+            seen_MB = await self.ensemble.look([picture.pixels for picture in pictures], whole=False)
+            scores = self.ensemble.scores(seen_MB)
+            images = answers.predicted(self.ensemble.classes, pictures, scores, options, asked, below)
         for image in images:
             self.metrics.image("/v1/predict", image.classes[0].class_name, image.abstained)
         answer = Prediction(request_id=request_id(request.scope), model=self.ensemble.hash, images=images)
@@ -56,13 +58,14 @@ class Service:
     async def explain(self, request: Request, options: ExplainOptions) -> str:
         if self.ensemble.explainer is None:
             raise Refusal("cannot_explain", "a member is a black-box baseline, which can't explain; use /v1/predict")
-        asked = [self.catalogue.label(text) for text in options.asked]
-        pictures = await self._pictures(request)
-        seen_MB = await self.ensemble.look([picture.pixels for picture in pictures], whole=True)
+        asked, below = self._labels(options), self._abstain_below(options)
 
-        def explained() -> str:
-            below = self._abstain_below(options)
-            images = answers.explained(self.ensemble, pictures, seen_MB, options, asked, below)
+        def explained(given_up: threading.Event) -> str:
+            def check_wanted() -> None:
+                if given_up.is_set():
+                    raise _GivenUp
+
+            images = answers.explained(self.ensemble, pictures, seen_MB, options, asked, below, check_wanted)
             for image in images:
                 self.metrics.image("/v1/explain", image.top.class_name, image.abstained)
             answer = ExplainedImages.model_construct(
@@ -70,7 +73,13 @@ class Service:
             )
             return answer.model_dump_json()
 
-        return await asyncio.get_running_loop().run_in_executor(self._explaining, explained)
+        async with self._reception.pictures(request, partial(self._check_allowance, options)) as pictures:
+            seen_MB = await self.ensemble.look([picture.pixels for picture in pictures], whole=True)
+            given_up = threading.Event()
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._explaining, explained, given_up)
+            finally:
+                given_up.set()
 
     async def check_ready(self) -> None:
         try:
@@ -82,11 +91,23 @@ class Service:
     async def metrics_text(self) -> str:
         return await asyncio.to_thread(counted.collect)
 
-    async def _pictures(self, request: Request) -> list[Picture]:
-        loop, sizes, most = asyncio.get_running_loop(), self.ensemble.sizes, self.settings.max_pixels
-        uploads = await read_uploads(request, self.settings)
-        decoding = [loop.run_in_executor(self._decoding, decode, upload, sizes, most) for upload in uploads]
-        return list(await asyncio.gather(*decoding))
+    def _check_allowance(self, options: ExplainOptions, images: int) -> None:
+        catalogue, ensemble = self.catalogue.model, self.ensemble
+        check_allowance(
+            options,
+            images,
+            classes=len(ensemble.classes),
+            prototypes=catalogue.prototypes,
+            map_cells=ensemble.map_cells,
+            settings=self.settings,
+        )
+
+    def _labels(self, options: PredictOptions) -> list[int]:
+        return [self.catalogue.label(text) for text in options.asked]
 
     def _abstain_below(self, options: PredictOptions) -> float | None:
         return self.settings.abstain_below if options.abstain_below is None else options.abstain_below
+
+
+class _GivenUp(Exception):
+    """Nobody waits for the answer any more. Nobody hears of this either."""

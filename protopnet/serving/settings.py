@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from protopnet.config import Section
-from protopnet.imaging import MAX_PIXELS
+from protopnet.imaging import BYTES_A_PIXEL, MAX_PIXELS
 
 
 class MemberSettings(Section):
@@ -44,7 +44,17 @@ class IngressSettings(Section):
     cpus: float = Field(0.1, ge=0, description="CPUs that Ray keeps for a replica")
     threads: int = Field(2, ge=1, description="threads that decode images, and as many that explain")
     max_requests: int = Field(
-        64, ge=1, description="requests with images in work at a time, a replica; more are refused with 503"
+        64,
+        ge=1,
+        description="requests with images in work at a time, a replica, from when their body is there; more get 503",
+    )
+    body_memory: int = Field(
+        256_000_000, ge=1024, description="bytes of bodies that a replica holds at a time; what comes above gets 503"
+    )
+    decode_memory: int = Field(
+        BYTES_A_PIXEL * MAX_PIXELS,
+        ge=1,
+        description=f"bytes that decoding takes at a time, {BYTES_A_PIXEL} a pixel of the image; others wait",
     )
     min_replicas: int = Field(1, ge=1, description="replicas when there is little to do")
     max_replicas: int = Field(1, ge=1, description="replicas when there is much to do")
@@ -70,7 +80,25 @@ class AppSettings(Section):
     max_bytes: int = Field(20_000_000, ge=1024, description="largest body of a request in bytes; above it 413")
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="largest image in pixels (width x height); above it 413")
     max_images: int = Field(16, ge=1, le=256, description="images in one request at most; above it 413")
-    timeout_s: float = Field(30, gt=0, description="a request is answered within this many seconds, or with 504")
+    max_total_pixels: int = Field(
+        4 * MAX_PIXELS, ge=1, description="pixels of all images of a request together; above it 413"
+    )
+    max_evidence: int = Field(
+        1000,
+        ge=1,
+        description="images x classes x prototypes that a request may ask evidence for, four times as much where "
+        "with maps; above it 422",
+    )
+    max_answer_bytes: int = Field(
+        20_000_000, ge=1024, description="largest answer in bytes, as estimated from what is asked for; above it 422"
+    )
+    timeout_s: float = Field(
+        30, gt=0, description="a request is answered within this many seconds of its body, or with 504"
+    )
+    body_timeout_s: float = Field(60, gt=0, description="a body has come within this many seconds, or 408")
+    min_rate: int = Field(
+        10_000, ge=1, description="bytes a second with which a body must come, after its first seconds; else 408"
+    )
     token_file: str | None = Field(
         None,
         description="file with the bearer tokens that open the API, one a line; the API is open to all who reach it "
@@ -87,6 +115,14 @@ class AppSettings(Section):
     )
     member: MemberSettings = MemberSettings()
     ingress: IngressSettings = IngressSettings()
+
+    @model_validator(mode="after")
+    def _room_for_the_largest(self) -> "AppSettings":
+        if self.ingress.decode_memory < (needed := BYTES_A_PIXEL * self.max_pixels):
+            raise ValueError(f"ingress.decode_memory must be at least {needed}, for one image of max_pixels")
+        if self.ingress.body_memory < self.max_bytes:
+            raise ValueError("ingress.body_memory must be at least max_bytes")
+        return self
 
     @field_validator("bundles", "cors_origins", mode="before")
     @classmethod

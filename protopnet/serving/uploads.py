@@ -1,7 +1,8 @@
-"""From the body of a request to pixels: counted while it comes in, decoded in threads, never fetched from anywhere."""
+"""From the body of a request to pixels: taken apart, measured, decoded in threads, never fetched from anywhere."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from starlette.datastructures import UploadFile
@@ -14,6 +15,7 @@ from protopnet.serving.refusals import Refusal
 from protopnet.serving.settings import AppSettings
 
 _FIELDS = 32  # of a form beside its files
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -34,52 +36,55 @@ class Picture:
     pixels: Mapping[int, np.ndarray]
 
 
-async def read_uploads(request: Request, settings: AppSettings) -> list[Upload]:
-    """The images of a request: its raw body, or the files of its form.
-
-    Raises `Refusal`; a body that is too large is refused by its Content-Length, or as soon as it has become too large.
-    """
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:19]) > settings.max_bytes:
-        raise _too_many_bytes(settings)
-    counted = Request(request.scope, _counting(request.receive, settings))
+async def uploads_in(request: Request, body: bytes, settings: AppSettings) -> list[Upload]:
+    """The images of a body: it is one, or a form with files. Raises `Refusal`."""
     if request.headers.get("content-type", "").lower().startswith("multipart/"):
-        uploads = await _files(counted, settings)
+        uploads = await _files(Request(request.scope, _replayed(body)), settings)
     else:
-        data = await counted.body()
-        uploads = [Upload(None, data)] if data else []
+        uploads = [Upload(None, body)] if body else []
     if not uploads:
         raise Refusal("bad_request", "no image: send it as the body, or as a file of a multipart/form-data form")
     return uploads
 
 
-def decode(upload: Upload, sizes: Sequence[int], max_pixels: int) -> Picture:
+def measure(uploads: Sequence[Upload], settings: AppSettings) -> list[int]:
+    """Pixels of each, from its header; runs in any thread. Raises `Refusal`."""
+    pixels: list[int] = []
+    for upload in uploads:
+        width, height = _or_refused(upload, settings, imaging.measure)
+        pixels.append(width * height)
+    if sum(pixels) > settings.max_total_pixels:
+        raise Refusal(
+            "too_many_pixels",
+            f"{sum(pixels):,} pixels in all images together, more than max_total_pixels "
+            f"({settings.max_total_pixels:,}); send fewer at a time, or smaller ones",
+        )
+    return pixels
+
+
+def decode(upload: Upload, sizes: Sequence[int], settings: AppSettings) -> Picture:
     """To the inputs of the members; runs in any thread. Raises `Refusal`."""
+    image = _or_refused(upload, settings, imaging.decode)
+    pixels = {size: imaging.resize(image, size) for size in sizes}
+    return Picture(upload.file, image.width, image.height, pixels)
+
+
+def _or_refused(upload: Upload, settings: AppSettings, work: Callable[..., _Found]) -> _Found:
     try:
-        image = imaging.decode(upload.data, max_pixels=max_pixels)
-        pixels = {size: imaging.resize(image, size) for size in sizes}
-        return Picture(upload.file, image.width, image.height, pixels)
+        return work(upload.data, max_pixels=settings.max_pixels)
     except imaging.BadImage as bad:
-        about = f"{upload.file}: " if upload.file else ""
+        about, most = f"{upload.file}: " if upload.file else "", settings.max_pixels
         if bad.kind == "too-large":
-            raise Refusal("too_many_pixels", f"{about}more than {max_pixels:,} pixels; send a smaller image") from None
+            raise Refusal("too_many_pixels", f"{about}more than {most:,} pixels; send a smaller image") from None
         code = "not_an_image" if bad.kind == "unknown" else "bad_image"
         raise Refusal(code, f"{about}{bad.reason}") from None
 
 
-def _counting(receive: Receive, settings: AppSettings) -> Receive:
-    """The same messages, until they are too many bytes."""
-    count = 0
+def _replayed(body: bytes) -> Receive:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
 
-    async def counted() -> Message:
-        nonlocal count
-        message = await receive()
-        count += len(message.get("body", b""))
-        if count > settings.max_bytes:
-            raise _too_many_bytes(settings)
-        return message
-
-    return counted
+    return receive
 
 
 async def _files(request: Request, settings: AppSettings) -> list[Upload]:
@@ -103,7 +108,3 @@ async def _uploads(items: list[tuple[str, UploadFile | str]]) -> AsyncIterator[U
             )
         if data := await item.read():
             yield Upload(item.filename or None, data)
-
-
-def _too_many_bytes(settings: AppSettings) -> Refusal:
-    return Refusal("too_many_bytes", f"the body has more than {settings.max_bytes:,} bytes; send a smaller image")

@@ -40,6 +40,7 @@ def strict(local_serve: LocalServe, bundles: list[str], tmp_path_factory: pytest
         max_pixels=10_000,
         max_images=2,
         timeout_s=0.4,
+        body_timeout_s=0.4,
         member={"batch_wait_s": 1.0, "max_batch": 8},
         ingress={"max_requests": 3},
     )
@@ -420,7 +421,7 @@ def test_no_answer_in_time(strict):
 
 def test_a_body_that_never_ends_runs_out_of_time(strict):
     with begun(strict, "/v1/predict", b"Content-Length: 1000\r\n\r\nabc") as connection:
-        assert connection.recv(100).startswith(b"HTTP/1.1 504")
+        assert connection.recv(100).startswith(b"HTTP/1.1 408")
 
 
 @pytest.mark.parametrize(

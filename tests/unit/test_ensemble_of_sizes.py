@@ -20,7 +20,7 @@ from protopnet.scoring.task import ScoreOptions, Scorer, look
 from protopnet.serving.app import references
 from protopnet.serving.ensemble import Ensemble
 from protopnet.serving.members import Member
-from protopnet.serving.settings import MemberSettings
+from protopnet.serving.settings import AppSettings, MemberSettings
 from protopnet.serving.uploads import Upload, decode
 
 ENCODED = [photo(n, width=60 + 10 * n) for n in range(3)]
@@ -113,5 +113,5 @@ async def _served(refs: list, members: list[Member]) -> torch.Tensor:
     """Logits as the ingress adds them up."""
 
     ensemble = Ensemble(refs, [member.see for member in members], MemberSettings())
-    uploads = [decode(Upload(None, data), ensemble.sizes, 10**6) for data in ENCODED]
+    uploads = [decode(Upload(None, data), ensemble.sizes, AppSettings()) for data in ENCODED]
     return ensemble.scores(await ensemble.look([each.pixels for each in uploads], whole=True)).logits_BK

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from protopnet.imaging import BadImage, Preprocessing, decode, load, measure, normalise, resize, verify
+from protopnet.imaging import BYTES_A_PIXEL, BadImage, Preprocessing, decode, load, measure, normalise, resize, verify
 
 WIDTH, HEIGHT = 48, 32
 
@@ -302,3 +304,50 @@ def test_threads_agree_with_one_another() -> None:
     with ThreadPoolExecutor(8) as pool:
         images = list(pool.map(lambda data: load(data, 24), files))
     assert all(np.array_equal(images[i], images[i % 5]) for i in range(len(images)))
+
+
+# Decodes what it is given on its standard input; prints by how many bytes that made the process larger, at its largest.
+_PEAK = """
+import sys
+from protopnet import imaging
+
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+
+data = sys.stdin.buffer.read()
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+imaging.load(data, 224)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measured by /proc")
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("RGB", "JPEG", {}),
+        ("RGB", "JPEG", {"progressive": True, "subsampling": 0, "exif": 6}),
+        ("CMYK", "JPEG", {}),
+        ("RGBA", "PNG", {"exif": 6}),
+        ("LA", "PNG", {}),
+        ("I;16", "PNG", {}),
+        ("P", "PNG", {"transparency": 0}),
+        ("RGBA", "WEBP", {"lossless": True}),
+        ("RGB", "JPEG2000", {}),
+        ("RGB", "AVIF", {"speed": 10}),
+        ("P", "GIF", {}),
+        ("I;16", "TIFF", {}),
+    ],
+)
+def test_decoding_takes_no_more_memory_a_pixel_than_is_counted_on(
+    mode: str, kind: str, options: dict[str, Any]
+) -> None:
+    width, height = 1600, 1500
+    if "exif" in options:
+        exif = Image.Exif()
+        exif[0x0112] = options["exif"]
+        options = options | {"exif": exif}
+    data = encoded(Image.new(mode, (width, height)), kind, **options)
+    done = subprocess.run([sys.executable, "-c", _PEAK], input=data, capture_output=True, check=True)
+    assert int(done.stdout) < BYTES_A_PIXEL * width * height, int(done.stdout) / (width * height)

@@ -70,9 +70,9 @@ def test_only_the_service_itself_is_to_blame_for_a_500():
     assert all(400 <= status < 600 for status, _ in CODES.values())
 
 
-def refused(data, **options):
+def refused(data):
     with pytest.raises(Refusal) as refusal:
-        decode(Upload("a.jpg", data), [SIZE], **{"max_pixels": 10_000} | options)
+        decode(Upload("a.jpg", data), [SIZE], AppSettings(max_pixels=10_000))
     assert refusal.value.message.startswith("a.jpg: ")
     return refusal.value.code, refusal.value.status
 
@@ -89,7 +89,7 @@ def test_why_an_image_is_refused():
 
 
 def test_a_picture_knows_its_size_as_uploaded():
-    picture = decode(Upload(None, photo(0, 90, 60)), [SIZE], 10_000)
+    picture = decode(Upload(None, photo(0, 90, 60)), [SIZE], AppSettings())
     assert (picture.width, picture.height, picture.pixels[SIZE].shape) == (90, 60, (SIZE, SIZE, 3))
 
 
