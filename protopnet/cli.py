@@ -32,7 +32,7 @@ from protopnet.config import Section
 from protopnet.errors import UserError
 from protopnet.settings_text import Positional, Repeated, Setting, changed_settings, flat, nearest, settings_of, shown
 
-__all__ = ["Positional", "Repeated", "changed_settings", "nearest", "parse"]
+__all__ = ["Positional", "Repeated", "changed_settings", "checked", "nearest", "parse"]
 
 S = TypeVar("S", bound=Section)
 Known = Mapping[str, Setting]
@@ -55,7 +55,25 @@ def parse(settings_class: type[S], argv: Sequence[str] | None = None, *, descrip
         origin |= dict.fromkeys(content, f" in {path}")
     texts = {name: _as_json(raw, known[name]) for name, raw in vars(given).items() if name in known and raw}
     values |= flat(options(parsed_args=texts)())
-    origin |= dict.fromkeys(texts, "")
+    return _validated(settings_class, known, values, origin | dict.fromkeys(texts, ""))
+
+
+def checked(settings_class: type[S], given: S | Mapping[str, Any]) -> S:
+    """Settings as a program gives them: such settings, or a mapping with their names, nested or dotted.
+
+    Raises `UserError` as `parse` does.
+    """
+    if isinstance(given, settings_class):
+        return given
+    if not isinstance(given, Mapping):
+        raise UserError(
+            f"settings can't be a {type(given).__name__}: expected {settings_class.__name__} or a mapping such as "
+            '{"compute.threads": 2}'
+        )
+    return _validated(settings_class, settings_of(settings_class), flat(given), {})
+
+
+def _validated(settings_class: type[S], known: Known, values: Mapping[str, Any], origin: Mapping[str, str]) -> S:
     try:
         return settings_class.model_validate(_nested(values))
     except ValidationError as error:

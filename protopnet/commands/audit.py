@@ -8,6 +8,7 @@ stages/00-data of the run. Open index.html of the output in a browser.
 """
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
@@ -16,7 +17,7 @@ from protopnet import storage
 from protopnet.auditing.audit import AuditResult, audit_bundle
 from protopnet.auditing.audit_pages import AuditPages
 from protopnet.auditing.findings import AuditSettings
-from protopnet.cli import Positional, parse
+from protopnet.cli import Positional, checked, parse
 from protopnet.cluster import connect, plan_pass
 from protopnet.config import ComputeSettings
 from protopnet.datasets.trained import open_training_data, trained_with
@@ -41,9 +42,10 @@ class AuditJobSettings(AuditSettings):
         return AuditSettings(**self.model_dump(include=set(AuditSettings.model_fields)))
 
 
-@exit_with_a_sentence
-def main() -> None:
-    settings = parse(AuditJobSettings, description=__doc__)
+def audit(settings: AuditJobSettings | Mapping[str, Any]) -> AuditResult:
+    """What each prototype means, and which are worth a look; pages and tables are in `output`. `UserError` for what is
+    wrong with the settings, the bundle or the data."""
+    settings = checked(AuditJobSettings, settings)
     storage.check_writable(settings.output, "output")
     bundle = load_bundle(settings.bundle)
     explaining(bundle)  # before anything that takes time
@@ -55,6 +57,13 @@ def main() -> None:
     )
     result = audit_bundle(bundle, dataset, settings.thresholds(), options)
     write(result, bundle, settings)
+    return result
+
+
+@exit_with_a_sentence
+def main() -> None:
+    settings = parse(AuditJobSettings, description=__doc__)
+    result = audit(settings)
     counts, images = result.audit.counts(), f"{result.use.images:,} {result.use_split} images"
     print(f"{counts['prototypes']:,} prototypes, {counts['classes']:,} classes, {images}")
     for severity, count in counts["by_severity"].items():

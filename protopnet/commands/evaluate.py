@@ -9,12 +9,13 @@ explanations are (--quality) can be said in full where the images have key point
 folders with a parts.csv.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 
 from protopnet import storage
-from protopnet.cli import Positional, parse
+from protopnet.cli import Positional, checked, parse
 from protopnet.cluster import connect, plan_pass
 from protopnet.config import BirdSettings, ComputeSettings, DataSettings, Section
 from protopnet.datasets.open import open_dataset, recognise
@@ -23,7 +24,8 @@ from protopnet.errors import exit_with_a_sentence
 from protopnet.imaging import MAX_PIXELS
 from protopnet.passes.image_pass import PassOptions
 from protopnet.predictor import Predictor
-from protopnet.quality.evaluate import evaluate, with_labels_of
+from protopnet.quality.evaluate import evaluate as measure
+from protopnet.quality.evaluate import with_labels_of
 from protopnet.quality.quality_pass import QualityOptions, check_explains
 from protopnet.quality.table import quality_text
 from protopnet.words import percent
@@ -59,9 +61,14 @@ class _Source(Section):
     seed: int
 
 
-@exit_with_a_sentence
-def main() -> None:
-    settings = parse(EvaluateSettings, description=__doc__)
+def evaluate(settings: EvaluateSettings | Mapping[str, Any]) -> dict[str, Any]:
+    """How good a bundle is on labelled images: the content of `metrics.json`. `UserError` for what is wrong with the
+    settings, the bundle or the data."""
+    return _evaluate(checked(EvaluateSettings, settings))[0]
+
+
+def _evaluate(settings: EvaluateSettings) -> tuple[dict[str, Any], str]:
+    """The metrics, and the split they were measured on."""
     storage.check_writable(settings.output, "output")
     predictor = Predictor.load([settings.bundle])
     quality = QualityOptions(settings.curve_images, settings.seed) if settings.quality else None
@@ -84,11 +91,18 @@ def main() -> None:
     options = PassOptions(
         plan=plan_pass(settings.compute), batch_size=settings.batch_size, max_pixels=settings.max_pixels
     )
-    metrics = evaluate(predictor, rows, settings.output, options=options, quality=quality, source=dataset.source)
-    print(f"{metrics['images']:,} images ({split}), {len(predictor.classes)} classes")
+    metrics = measure(predictor, rows, settings.output, options=options, quality=quality, source=dataset.source)
+    return metrics, split
+
+
+@exit_with_a_sentence
+def main() -> None:
+    settings = parse(EvaluateSettings, description=__doc__)
+    metrics, split = _evaluate(settings)
+    print(f"{metrics['images']:,} images ({split}), {len(metrics['per_class'])} classes")
     for name, key in (("top-1", "top1"), ("top-5", "top5"), ("mean per class", "mean_per_class")):
         print(f"{name:<18} {percent(metrics[key])}")
     print(f"calibration error  {percent(metrics['calibration_error'])}")
-    if quality is not None:
+    if "quality" in metrics:
         print(quality_text(metrics["quality"]))
     print(f"metrics and predictions: {storage.located(settings.output)}")

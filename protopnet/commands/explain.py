@@ -6,24 +6,21 @@
 Several bundles make an ensemble. `--class` asks about a class that isn't among the top ones ("why not a cardinal?").
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from PIL import Image
 from pydantic import Field
 
 from protopnet import imaging, storage
-from protopnet.cli import Positional, Repeated, parse
+from protopnet.api.model import Model
+from protopnet.api.results import Results, Why
+from protopnet.cli import Positional, Repeated, checked, parse
 from protopnet.config import Section
 from protopnet.errors import UserError, exit_with_a_sentence
-from protopnet.evidence.explanation import Explanation
-from protopnet.evidence.figures import Album, class_figure, page
+from protopnet.evidence.figures import page
 from protopnet.model.bundle import INFO
 from protopnet.pages import pictures
 from protopnet.predictor import Predictor
-from protopnet.words import find_class, percent, readable_names
-
-BATCH = 16
 
 
 class ExplainSettings(Section):
@@ -45,47 +42,37 @@ class ExplainSettings(Section):
     max_pixels: int = Field(imaging.MAX_PIXELS, ge=1, description="images with more pixels than this are refused")
 
 
+def explain(settings: ExplainSettings | Mapping[str, Any]) -> Results[Why]:
+    """Explain images, and write pictures, the page and JSON into `output`. `UserError` for what is wrong."""
+    settings = checked(ExplainSettings, settings)
+    bundles, uris = _bundles_and_images(settings.given)
+    storage.check_writable(settings.output, "output")
+    found = Model(Predictor.load(bundles), settings.max_pixels).explain(
+        uris,
+        why_not=settings.classes,
+        top_classes=settings.top_classes,
+        top_prototypes=settings.top_prototypes,
+        most_similar=settings.most_similar,
+        thumbnails=True,
+    )
+    if settings.pictures != "none":
+        explained = [(name, why.photo, why.explanation) for name, why in zip(_file_names(uris), found, strict=True)]
+        document = page(explained, found[0].album, "Why?")
+        storage.write_bytes(storage.join(settings.output, "explanation.html"), document.encode())
+    if settings.pictures == "all":
+        _write_figures(settings.output, found)
+    written = [{"uri": why.name} | why.explanation.model_dump(mode="json") for why in found]
+    storage.write_json(storage.join(settings.output, "explanations.json"), written)
+    return found
+
+
 @exit_with_a_sentence
 def main() -> None:
     settings = parse(ExplainSettings, description=__doc__)
-    bundles, uris = _bundles_and_images(settings.given)
-    storage.check_writable(settings.output, "output")
-    predictor = Predictor.load(bundles)
-    asked = [find_class(name, predictor.classes) for name in settings.classes]
-    photos = [_photo(uri, settings.max_pixels) for uri in uris]
-    explanations = explain(predictor, photos, asked, settings)
-    names = _file_names(uris)
-    if settings.pictures != "none":
-        album = Album(predictor.explainer)
-        document = page(list(zip(names, photos, explanations, strict=True)), album, "Why?")
-        storage.write_bytes(storage.join(settings.output, "explanation.html"), document.encode())
-        if settings.pictures == "all":
-            _write_figures(settings.output, names, photos, explanations, album)
-    written = [{"uri": uri} | e.model_dump(mode="json") for uri, e in zip(uris, explanations, strict=True)]
-    storage.write_json(storage.join(settings.output, "explanations.json"), written)
-    for name, explanation in zip(names, explanations, strict=True):
-        print(f"{name}: {_verdict(explanation, predictor.classes)}")
+    found = explain(settings)
+    for name, why in zip(_file_names([why.name for why in found]), found, strict=True):
+        print(f"{name}: {why.verdict}")
     print(f"\nexplanations: {storage.located(settings.output)}")
-
-
-def explain(
-    predictor: Predictor, photos: Sequence[Image.Image], asked: Sequence[int], settings: ExplainSettings
-) -> list[Explanation]:
-    """Explanations of upright RGB images, with activation maps and thumbnails."""
-    found: list[Explanation] = []
-    for start in range(0, len(photos), BATCH):
-        batch = photos[start : start + BATCH]
-        found += predictor.explain(
-            predictor.look_at(batch),
-            [photo.size for photo in batch],
-            top_classes=settings.top_classes,
-            top_prototypes=settings.top_prototypes,
-            asked=[asked] * len(batch),
-            most_similar=settings.most_similar,
-            maps=True,
-            thumbnails=True,
-        )
-    return found
 
 
 def _bundles_and_images(given: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -105,13 +92,6 @@ def _bundles_and_images(given: Sequence[str]) -> tuple[list[str], list[str]]:
     return bundles, images
 
 
-def _photo(uri: str, max_pixels: int) -> Image.Image:
-    try:
-        return imaging.decode(storage.read_bytes(uri), max_pixels=max_pixels)
-    except imaging.BadImage as bad:
-        raise UserError(f"{uri} can't be used: {bad.reason}") from bad
-
-
 def _file_names(uris: Sequence[str]) -> list[str]:
     """A name for each image that no other has, in any case: that of its file, all numbered where two have the same."""
     return _told_apart([uri.rstrip("/").rsplit("/", 1)[-1] for uri in uris])
@@ -123,25 +103,12 @@ def _told_apart(names: Sequence[str]) -> list[str]:
     return [f"{number}-{name}" for number, name in enumerate(names, 1)]
 
 
-def _write_figures(
-    output: str, names: Sequence[str], photos: Sequence[Image.Image], found: Sequence[Explanation], album: Album
-) -> None:
-    readable = readable_names(album.explainer.classes)
+def _write_figures(output: str, found: Results[Why]) -> None:
+    names = _file_names([why.name for why in found])
     drawn = [
-        (photo, entry, f"{name}-{place}-{entry.class_name.replace('/', '_').replace(' ', '_')}.png")
-        for name, photo, explanation in zip(names, photos, found, strict=True)
-        for place, entry in enumerate(explanation.classes, 1)
+        (why, entry, f"{name}-{place}-{entry.class_name.replace('/', '_').replace(' ', '_')}.png")
+        for name, why in zip(names, found, strict=True)
+        for place, entry in enumerate(why.classes, 1)
     ]
-    for (photo, entry, _), file in zip(drawn, _told_apart([file for *_, file in drawn]), strict=True):
-        figure = class_figure(photo, entry, album, readable)
-        storage.write_bytes(storage.join(output, file), pictures.encoded(figure, "PNG"))
-
-
-def _verdict(explanation: Explanation, classes: Sequence[str]) -> str:
-    names = readable_names(classes)
-    top = explanation.top
-    verdict = f"{names[top.class_]} ({percent(top.probability)}), {top.logit:z.2f} points"
-    if top.evidence:
-        first = top.evidence[0]
-        verdict += f"; most, {first.points:z.2f}, from prototype {first.prototype} of {names[first.class_]}"
-    return verdict
+    for (why, entry, _), file in zip(drawn, _told_apart([file for *_, file in drawn]), strict=True):
+        storage.write_bytes(storage.join(output, file), pictures.encoded(why.figure_of(entry), "PNG"))

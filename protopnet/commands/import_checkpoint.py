@@ -30,7 +30,7 @@ def main() -> None:
         execute_import(run)
     finally:
         run.reporter.close()
-    conclude(run)
+    print(f"\n{conclude(run)}")
     farthest = run.results["03-push"]["distance_max"]
     if farthest > FARTHEST:
         print(

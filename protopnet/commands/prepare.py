@@ -6,8 +6,10 @@ python jobs/prepare.py --data.source folder --data.path s3://bucket/flowers --ou
 
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
-from protopnet.cli import parse
+from protopnet.cli import checked, parse
 from protopnet.config import PrepareSettings
 from protopnet.datasets.open import open_source
 from protopnet.datasets.rows import Dataset
@@ -53,10 +55,9 @@ def summary(dataset: Dataset, output: str, seconds: float) -> str:
     return "\n".join(lines)
 
 
-@exit_with_a_sentence
-def main() -> None:
-    settings = parse(PrepareSettings)
-    start = time.monotonic()
+def prepare(settings: PrepareSettings | Mapping[str, Any]) -> Dataset:
+    """Write images of any source as shards; returns their manifest. `UserError` for what is wrong with them."""
+    settings = checked(PrepareSettings, settings)
     check_output(settings.output, settings.overwrite)
     source = open_source(settings, CountLine("checked"))
     writing = CountLine("written")
@@ -70,4 +71,11 @@ def main() -> None:
         max_bad=settings.data.max_bad,
     )
     writing.end()
+    return dataset
+
+
+@exit_with_a_sentence
+def main() -> None:
+    settings, start = parse(PrepareSettings), time.monotonic()
+    dataset = prepare(settings)
     print(summary(dataset, settings.output, time.monotonic() - start))

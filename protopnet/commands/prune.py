@@ -8,13 +8,16 @@ The data is what the bundle was trained on: class folders, CUB-200-2011, shards 
 numbers in the bundle given. That bundle stays as it is.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import Field
 
 from protopnet import storage
 from protopnet.auditing.draft import Draft
 from protopnet.auditing.prune import Corrections, Corrector
 from protopnet.auditing.rewrite import Rewritten, resolve, source_network, write_corrected
-from protopnet.cli import Positional, parse
+from protopnet.cli import Positional, checked, parse
 from protopnet.cluster import connect, plan_pass
 from protopnet.config import ComputeSettings
 from protopnet.datasets.trained import open_training_data, trained_with, training_images_of
@@ -37,9 +40,10 @@ class PruneSettings(Corrections):
     compute: ComputeSettings = ComputeSettings()
 
 
-@exit_with_a_sentence
-def main() -> None:
-    settings = parse(PruneSettings, description=__doc__)
+def prune(settings: PruneSettings | Mapping[str, Any]) -> Rewritten:
+    """Correct a bundle into another one, in `output`; returns its network and accuracies. `UserError` for corrections
+    that can't be made."""
+    settings = checked(PruneSettings, settings)
     _check(settings)
     bundle = load_bundle(settings.bundle)
     network, prototypes = source_network(bundle, settings.bundle)
@@ -78,7 +82,13 @@ def main() -> None:
         reporter.end("bundle", watch.seconds, f"{len(correction.draft)} of {len(corrector.start)} prototypes")
     finally:
         reporter.close()
-    _print_accuracies(rewritten)
+    return rewritten
+
+
+@exit_with_a_sentence
+def main() -> None:
+    settings = parse(PruneSettings, description=__doc__)
+    _print_accuracies(prune(settings))
     print(f"bundle: {storage.located(settings.output)}")
 
 

@@ -11,13 +11,16 @@ but more than max_bad of the images couldn't be scored.
 
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
-from protopnet.cli import parse
+from protopnet.cli import checked, parse
 from protopnet.errors import exit_with_a_sentence
 from protopnet.plan import PlanSettings, arguments, this_cluster
 from protopnet.progress import make_reporter
+from protopnet.scoring import job
 from protopnet.scoring.forecast import plan_scoring
-from protopnet.scoring.job import ScoreSettings, score
+from protopnet.scoring.job import ScoreSettings
 from protopnet.scoring.summary import closing_table, too_many_bad
 
 
@@ -27,20 +30,27 @@ class ScoreJobSettings(ScoreSettings):
     plan: PlanSettings = PlanSettings()
 
 
+def score(settings: ScoreSettings | Mapping[str, Any]) -> dict[str, Any]:
+    """Score what isn't scored yet; returns the content of `scores.json`, which counts the images that couldn't be.
+
+    `UserError` for what is wrong with the settings, a bundle or the input.
+    """
+    started, reporter = time.time(), make_reporter()
+    try:
+        return job.score(checked(ScoreSettings, settings), reporter, started)[0]
+    finally:
+        reporter.close()
+
+
 @exit_with_a_sentence
 def main() -> None:
-    started = time.time()
     given = parse(ScoreJobSettings, arguments(), description=__doc__)
     settings = ScoreSettings.model_validate(given.model_dump(exclude={"plan"}))
     if given.plan.wanted:
         print(plan_scoring(settings, this_cluster(settings.compute), given.plan.images_per_second))
         return
-    reporter = make_reporter()
-    try:
-        summary, tally = score(settings, reporter, started)
-    finally:
-        reporter.close()
+    summary = score(settings)
     closing_table(summary, settings.output)
-    if tally.bad_share > settings.max_bad:
+    if summary["bad"] > settings.max_bad * summary["images"]:
         print(f"error: {too_many_bad(summary, settings.max_bad)}", file=sys.stderr)
         sys.exit(1)

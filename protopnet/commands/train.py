@@ -5,7 +5,10 @@ python jobs/train.py --data.source folder --data.path my-images --name my-run
 python jobs/train.py --config configs/quickstart.yaml --plan      what it would use; starts nothing
 """
 
-from protopnet.cli import parse
+from collections.abc import Mapping
+from typing import Any
+
+from protopnet.cli import checked, parse
 from protopnet.config import RunSettings
 from protopnet.errors import exit_with_a_sentence
 from protopnet.plan import PlanSettings, arguments, this_cluster
@@ -13,13 +16,23 @@ from protopnet.progress import make_reporter
 from protopnet.training.forecast import plan_run
 from protopnet.training.run import Run
 from protopnet.training.stages import execute
-from protopnet.training.summary import conclude
+from protopnet.training.summary import FinishedRun, conclude
 
 
 class TrainJobSettings(RunSettings):
     """Settings of `jobs/train.py`."""
 
     plan: PlanSettings = PlanSettings()
+
+
+def train(settings: RunSettings | Mapping[str, Any]) -> FinishedRun:
+    """Train a network, or go on where the run of these settings was cut off. `UserError` for what is wrong with them."""
+    run = Run(checked(RunSettings, settings), make_reporter())
+    try:
+        execute(run)
+    finally:
+        run.reporter.close()
+    return conclude(run)
 
 
 @exit_with_a_sentence
@@ -29,9 +42,4 @@ def main() -> None:
     if given.plan.wanted:
         print(plan_run(settings, this_cluster(settings.compute), given.plan.images_per_second))
         return
-    run = Run(settings, make_reporter())
-    try:
-        execute(run)
-    finally:
-        run.reporter.close()
-    conclude(run)
+    print(f"\n{train(settings)}")

@@ -51,10 +51,17 @@ class Album:
         return jpeg, evidence.source
 
 
-def class_figure(photo: Image.Image, entry: ClassEvidence, album: Album, names: Sequence[str]) -> Image.Image:
+def class_figure(
+    photo: Image.Image,
+    entry: ClassEvidence,
+    album: Album,
+    names: Sequence[str],
+    size: tuple[int, int] | None = None,
+) -> Image.Image:
     """The table of one class as an image of about 1,400 pixels' width.
 
-    photo: as uploaded, upright. names: of the classes by label, for people. The evidence must have its activation maps.
+    photo: upright. names: of the classes by label, for people. size: width and height of the photo as uploaded, where
+    `photo` is smaller. The evidence must have its activation maps.
     """
     rows = max(1, len(entry.evidence))
     height = _HEAD_INCHES + rows * _ROW_INCHES + _FOOT_INCHES
@@ -73,7 +80,7 @@ def class_figure(photo: Image.Image, entry: ClassEvidence, album: Album, names: 
     )
     for number, (evidence, shown) in enumerate(zip(entry.evidence, entry.shown.rows, strict=True)):
         axes = [figure.add_subplot(grid[number, column]) for column in range(7)]
-        _draw_row(axes, evidence, shown, photo, album, names)
+        _draw_row(axes, evidence, shown, photo, size or photo.size, album, names)
     for column, title in enumerate((*_COLUMNS, *_NUMBERS)):
         place = grid[0, column].get_position(figure)
         figure.text((place.x0 + place.x1) / 2, place.y1 + 0.1 / height, title, ha="center", fontsize=8.5, color=_SOFT)
@@ -87,6 +94,7 @@ def _draw_row(
     evidence: Evidence,
     shown: ShownRow,
     photo: Image.Image,
+    photo_size: tuple[int, int],
     album: Album,
     names: Sequence[str],
 ) -> None:
@@ -94,10 +102,10 @@ def _draw_row(
     jpeg, source = album.source(evidence)
     training, size = pictures.opened(jpeg), (source.width, source.height)
     small = pictures.shrunk(photo, 640)
-    _draw(axes[0], small, photo.size, box=evidence.box)
+    _draw(axes[0], small, photo_size, box=evidence.box)
     _draw(axes[1], training, size, close=source.box)
     _draw(axes[2], training, size, box=source.box)
-    _draw(axes[3], small, photo.size, heat=pictures.heat(evidence.activation_map, *small.size))
+    _draw(axes[3], small, photo_size, heat=pictures.heat(evidence.activation_map, *small.size))
     prototype = f"{names[evidence.class_]}  (no. {evidence.prototype})"
     axes[1].set_title(prototype, fontsize=7, color=_SOFT, pad=2, parse_math=False)
     cells = ((shown.similarity, _INK), (f"× {shown.connection}", _INK), (f"= {shown.points}", _STRONG))

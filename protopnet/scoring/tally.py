@@ -43,10 +43,6 @@ class Tally(BaseModel):
         return sum(self.errors.values())
 
     @property
-    def bad_share(self) -> float:
-        return self.bad / self.images if self.images else 0.0
-
-    @property
     def accuracy(self) -> float | None:
         return self.correct / self.labelled if self.labelled else None
 

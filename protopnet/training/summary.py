@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -20,17 +21,37 @@ from protopnet.training.run import Result, Run
 from protopnet.words import duration, percent
 
 
-def conclude(run: Run) -> None:
-    """Write the summary and say where everything is. The last line printed names the bundle."""
+@dataclass(frozen=True)
+class FinishedRun:
+    """A complete run: its folder, and the content of its `summary.json`."""
+
+    folder: str
+    summary: Mapping[str, Any]
+
+    @property
+    def bundle(self) -> str:
+        return storage.join(self.folder, "bundle")
+
+    @property
+    def report(self) -> str:
+        return storage.join(self.folder, "report.html")
+
+    def __str__(self) -> str:
+        """What a person reads at the end. The last line names the bundle."""
+        accuracy = self.summary["test_accuracy"]
+        right = f"{percent(accuracy)} of the test images right" if accuracy is not None else "no test images"
+        verdict = f"{self.summary['name']}: {right}, {duration(self.summary['seconds'])}"
+        return f"{verdict}\nreport  {self.report}\nbundle  {self.bundle}"
+
+
+def conclude(run: Run) -> FinishedRun:
+    """Write the summary and the report of a run whose stages are complete."""
     summary = summarise(run)
+    finished = FinishedRun(run.uri, summary)
     storage.write_json(storage.join(run.uri, "summary.json"), summary)
     run.log.write_tensorboard()
-    storage.write_bytes(storage.join(run.uri, "report.html"), write_report(report_of(run, summary)).encode())
-    accuracy = summary["test_accuracy"]
-    right = f"{percent(accuracy)} of the test images right" if accuracy is not None else "no test images"
-    print(f"\n{run.settings.name}: {right}, {duration(summary['seconds'])}")
-    print(f"report  {storage.join(run.uri, 'report.html')}")
-    print(f"bundle  {storage.join(run.uri, 'bundle')}")
+    storage.write_bytes(finished.report, write_report(report_of(run, summary)).encode())
+    return finished
 
 
 def summarise(run: Run) -> dict[str, Any]:

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 from made_evidence import album, explanation, half_and_half
 
-from protopnet.commands.explain import _file_names, _verdict, _write_figures
+from protopnet.api.results import Results, Why
+from protopnet.commands.explain import _write_figures
+from protopnet.evidence.explanation import Explanation
+
+
+def why(uri: str, explained: Explanation) -> Why:
+    return Why(uri, explained, half_and_half(), album())
 
 
 @pytest.mark.parametrize(
@@ -18,9 +24,7 @@ from protopnet.commands.explain import _file_names, _verdict, _write_figures
     ],
 )
 def test_each_image_has_figures_of_its_own(uris: list[str], tmp_path: Path) -> None:
-    names = _file_names(uris)
-    found = [explanation([1.0], 0.5) for _ in uris]
-    _write_figures(str(tmp_path), names, [half_and_half() for _ in uris], found, album())
+    _write_figures(str(tmp_path), Results(why(uri, explanation([1.0], 0.5)) for uri in uris))
     assert len({path.name.casefold() for path in tmp_path.iterdir()}) == len(uris)
 
 
@@ -29,9 +33,9 @@ def test_a_figure_is_not_that_of_another_image_whose_name_goes_on_as_this_one_do
     first, second = explanation([1.0], 0.5), explanation([1.0], 0.5)
     first = first.model_copy(update={"classes": [first.top.model_copy(update={"class_name": "1-Jay"})]})
     second = second.model_copy(update={"classes": [second.top.model_copy(update={"class_name": "Jay"})]})
-    _write_figures(str(tmp_path), ["x", "x-1"], [half_and_half()] * 2, [first, second], album())
+    _write_figures(str(tmp_path), Results([why("x", first), why("x-1", second)]))
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_no_points_are_not_less_than_none() -> None:
-    assert "-0.00" not in _verdict(explanation([-0.001], 0.0), ["a", "b", "c"])
+    assert "-0.00" not in why("x", explanation([-0.001], 0.0)).verdict

@@ -223,7 +223,6 @@ def test_rows_are_counted(ensemble: Predictor) -> None:
     assert tally.correct == sum(right)
     assert tally.errors == {"damaged or cut off": 2, "… x … pixels are more than max_pixels": 1}
     assert sum(tally.predictions.values()) == 4
-    assert tally.bad_share == pytest.approx(3 / 7)
     assert Tally.of(table.slice(5), Agreement()).accuracy is None
 
 
