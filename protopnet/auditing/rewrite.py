@@ -17,6 +17,7 @@ from protopnet.model.bundle import Bundle, save_bundle
 from protopnet.model.network import ProtoPNet
 from protopnet.passes.describe import describe_prototypes
 from protopnet.passes.image_pass import PassOptions
+from protopnet.quality.card import write_card
 from protopnet.training.last_layer import cache_similarities, cached_accuracies, solve_last_layer
 
 Accuracies = dict[str, float]  # by split
@@ -97,7 +98,9 @@ def write_corrected(
     prototypes = describe_prototypes(rewritten.network, corrector.dataset, places, options=options)
     entry = history_entry(bundle.hash, corrector, correction, rewritten)
     provenance = {**bundle.info.provenance, "history": [*corrector.history, entry]}
-    return save_bundle(uri, rewritten.network, corrector.model, bundle.classes, provenance, prototypes)
+    written = save_bundle(uri, rewritten.network, corrector.model, bundle.classes, provenance, prototypes)
+    write_card(uri, None)
+    return written
 
 
 def places_table(draft: Draft) -> pa.Table:

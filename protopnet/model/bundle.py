@@ -3,6 +3,7 @@
     model.safetensors    all tensors of the network, float32
     model.json           everything else (`BundleInfo`), with the sha256 of the other two
     prototypes.parquet   a row a prototype: where it comes from (`PROTOTYPE_SCHEMA`)
+    README.md            the model card, for people (`quality/card.py`)
 
 `model.json` is written last and taken away first: without it a folder is no bundle.
 """
@@ -29,7 +30,7 @@ from protopnet.model.network import Baseline, ProtoPNet, set_phase
 from protopnet.tables import parse_table
 
 FORMAT_VERSION = 1
-TENSORS, INFO, PROTOTYPES = "model.safetensors", "model.json", "prototypes.parquet"
+TENSORS, INFO, PROTOTYPES, CARD = "model.safetensors", "model.json", "prototypes.parquet", "README.md"
 
 # Boxes are (top, left, bottom, right), half-open, in pixels of the source image.
 _BOX = pa.list_(pa.int32(), 4)
@@ -112,6 +113,7 @@ def save_bundle(
     )
     written = (info.model_dump_json(indent=1) + "\n").encode()
     storage.delete_file(storage.join(folder_uri, INFO))
+    storage.delete_file(storage.join(folder_uri, CARD))  # of a bundle that this one replaces
     storage.write_bytes(storage.join(folder_uri, TENSORS), tensors)
     if table is not None:
         storage.write_bytes(storage.join(folder_uri, PROTOTYPES), table)

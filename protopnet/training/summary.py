@@ -13,6 +13,7 @@ from protopnet import __version__, storage
 from protopnet.model.bundle import Bundle, load_bundle
 from protopnet.pages.pictures import Inlined
 from protopnet.predictor import Predictor
+from protopnet.quality.card import write_card
 from protopnet.quality.table import quality_table
 from protopnet.tables import read_table
 from protopnet.training.examples import explained_examples
@@ -45,12 +46,14 @@ class FinishedRun:
 
 
 def conclude(run: Run) -> FinishedRun:
-    """Write the summary and the report of a run whose stages are complete."""
+    """Write the summary, the report and the bundle's card of a run whose stages are complete."""
     summary = summarise(run)
     finished = FinishedRun(run.uri, summary)
     storage.write_json(storage.join(run.uri, "summary.json"), summary)
     run.log.write_tensorboard()
-    storage.write_bytes(finished.report, write_report(report_of(run, summary)).encode())
+    metrics = _metrics(run)
+    write_card(finished.bundle, metrics)
+    storage.write_bytes(finished.report, write_report(report_of(run, summary, metrics)).encode())
     return finished
 
 
@@ -73,14 +76,12 @@ def summarise(run: Run) -> dict[str, Any]:
     }
 
 
-def report_of(run: Run, summary: dict[str, Any]) -> RunReport:
+def report_of(run: Run, summary: dict[str, Any], metrics: Mapping[str, Any]) -> RunReport:
     """What the report shows, from the files of a finished run."""
     bundle_uri = storage.join(run.uri, "bundle")
     bundle = load_bundle(bundle_uri)
-    evaluated = storage.join(run.uri, "stages", list(run.results)[-1])
-    measured = storage.join(evaluated, "metrics.json")
-    metrics = storage.read_json(measured) if storage.exists(measured) else {}  # there may be no test images
-    examples, images = _examples(run, bundle, storage.join(evaluated, "predictions.parquet")) if metrics else ([], {})
+    predictions = storage.join(_evaluated(run), "predictions.parquet")
+    examples, images = _examples(run, bundle, predictions) if metrics else ([], {})
     return RunReport(
         settings=run.settings.model_dump(mode="json"),
         stages=[
@@ -97,6 +98,16 @@ def report_of(run: Run, summary: dict[str, Any]) -> RunReport:
         images=images,
         quality=quality_table(metrics.get("quality", {})),
     )
+
+
+def _metrics(run: Run) -> dict[str, Any]:
+    """Those of the evaluation; nothing where there were no test images."""
+    measured = storage.join(_evaluated(run), "metrics.json")
+    return storage.read_json(measured) if storage.exists(measured) else {}
+
+
+def _evaluated(run: Run) -> str:
+    return storage.join(run.uri, "stages", list(run.results)[-1])
 
 
 def _examples(

@@ -66,7 +66,9 @@ class TestFormats:
 
     def test_a_bundle(self, trained: TrainedRun) -> None:
         text = section("Bundle")
-        files = {name for name in names(text.split("\n\n")[0]) if name.endswith((".safetensors", ".parquet", ".json"))}
+        files = {
+            name for name in names(text.split("\n\n")[0]) if name.endswith((".safetensors", ".parquet", ".json", ".md"))
+        }
         assert listed(trained.bundle) == files
         assert columns(trained.bundle / "prototypes.parquet") == first_column(text, "column of `prototypes.parquet`")
         assert keys(trained.bundle / "model.json") <= names(text)
