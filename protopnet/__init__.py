@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from protopnet.commands.audit import audit
     from protopnet.commands.evaluate import evaluate
     from protopnet.commands.explain import explain
+    from protopnet.commands.export import export
     from protopnet.commands.prepare import prepare
     from protopnet.commands.prune import prune
     from protopnet.commands.score import score
@@ -43,6 +44,7 @@ __all__ = [
     "audit",
     "evaluate",
     "explain",
+    "export",
     "load",
     "prepare",
     "prune",
@@ -58,7 +60,10 @@ _MODULES = {
     "Why": "api.results",
     "UserError": "errors",
     "Predictor": "predictor",
-    **{job: f"commands.{job}" for job in ("audit", "evaluate", "explain", "prepare", "prune", "score", "train")},
+    **{
+        job: f"commands.{job}"
+        for job in ("audit", "evaluate", "explain", "export", "prepare", "prune", "score", "train")
+    },
 }
 
 

@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+from protopnet import __version__
 from protopnet.cli import nearest
 from protopnet.errors import UserError, exit_with_a_sentence
 
@@ -14,8 +15,10 @@ COMMANDS = {
     "explain": "why the model decides as it does, for a few images",
     "audit": "what each prototype means, and which are doubtful",
     "prune": "drop, merge or move prototypes without training again",
+    "export": "a bundle as one graph for other programs (ONNX)",
     "score": "score any number of images to Parquet",
     "serve": "serve bundles over HTTP from this machine",
+    "doctor": "what this machine has, and what is wrong with it",
 }
 
 
@@ -25,6 +28,9 @@ def main() -> None:
     if name in ("-h", "--help"):
         print("usage: protopnet COMMAND …        protopnet COMMAND --help explains its settings\n")
         print("\n".join(f"  {command:<19}{purpose}" for command, purpose in COMMANDS.items()))
+        return
+    if name in ("-V", "--version"):
+        print(f"protopnet {__version__}")
         return
     if name not in COMMANDS:
         raise UserError(f"there is no command {name}; did you mean protopnet {nearest(name, COMMANDS)}?")

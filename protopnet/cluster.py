@@ -28,6 +28,10 @@ SPARE_LOCAL_CPUS = 2
 
 _BUILT_IN = {"CPU", "GPU", "memory", "object_store_memory"}
 
+# A socket's path may have so many bytes, and those of a local Ray are this long below its temporary folder.
+_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
+_BELOW = len("/ray/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store")
+
 
 def connect(compute: ComputeSettings, paths: Mapping[str, str] | None = None) -> None:
     """Connect to the cluster the settings name, to the one this job was submitted to, or start a local Ray.
@@ -76,10 +80,30 @@ def _connect(compute: ComputeSettings) -> None:
     quieten()
 
 
+def temporary_folder() -> tuple[str, str]:
+    """The variable of the environment that says where a local Ray keeps its sockets and logs, and the folder."""
+    for variable in ("RAY_TMPDIR", "TMPDIR"):
+        if variable in os.environ and not (variable == "TMPDIR" and sys.platform == "darwin"):
+            return variable, os.environ[variable]
+    return "RAY_TMPDIR", "/tmp"
+
+
+def check_temporary_folder() -> None:
+    """`UserError` where the sockets of a local Ray would have longer names than the system allows."""
+    variable, folder = temporary_folder()
+    length, longest = len(os.fsencode(folder)), _SOCKET_PATH - _BELOW
+    if length > longest:
+        raise UserError(
+            f"{variable} has {length} characters ({folder}), too many for the sockets of a local Ray; set RAY_TMPDIR to a "
+            f"folder of at most {longest}, such as /tmp"
+        )
+
+
 def _init(address: str | None) -> None:
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         return
+    check_temporary_folder()
     ray.init(
         address="local",
         num_cpus=usable_cpus() + SPARE_LOCAL_CPUS,

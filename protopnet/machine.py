@@ -14,22 +14,37 @@ def usable_cpus(root: Path = Path("/")) -> int:
     return max(1, int(min([cpus, *_quotas(root)])))
 
 
+def usable_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may use: what the machine has, or what its control groups allow."""
+    there_is = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = (
+        _read(folder / ("memory.limit_in_bytes" if old else "memory.max")) for folder, old in _groups(root, "memory")
+    )
+    return min([there_is, *(int(limit) for limit in limits if limit.isdigit())])
+
+
 def _quotas(root: Path) -> Iterator[float]:
     """CPUs that each control group of this process allows, its own and those above it; nothing where all are free."""
+    for folder, old in _groups(root, "cpu"):
+        quota, period = _version_1(folder) if old else _version_2(folder)
+        if quota.isdigit():
+            yield int(quota) / int(period)
+
+
+def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+    """Folder of each control group of this process, and whether it is of version 1."""
     try:
         groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
     except OSError:  # no Linux
         return
     mounted = root / "sys/fs/cgroup"
     for _, controllers, path in groups:  # `0::/a/b` is version 2, `4:cpu,cpuacct:/a/b` version 1
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        top = mounted / "cpu" if controllers else mounted
+        top = mounted / controller if controllers else mounted
         own = top / path.lstrip("/")  # a container may see its own group as the top
         for folder in [own, *own.parents][: len(own.relative_to(top).parts) + 1]:
-            quota, period = _version_1(folder) if controllers else _version_2(folder)
-            if quota.isdigit():
-                yield int(quota) / int(period)
+            yield folder, bool(controllers)
 
 
 def _version_1(folder: Path) -> tuple[str, str]:

@@ -10,13 +10,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def build_wheel(folder: Path) -> Path:
-    """From a copy, so that nothing which lies about in the checkout gets in, and nothing is left there."""
+    """By way of a source distribution, as one publishes. From a copy, so that nothing which lies about in the checkout
+    gets in, and nothing is left there."""
     source = folder / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "protopnet", source / "protopnet", ignore=shutil.ignore_patterns("__pycache__"))
-    _run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
+    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source)
     (wheel,) = folder.glob("*.whl")
     return wheel
 

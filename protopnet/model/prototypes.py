@@ -29,7 +29,7 @@ _BUFFER_CPU = 1 << 21
 _BUFFER_ACCELERATOR = 1 << 25
 # Squared distances below this are computed again by differences where no gradient is needed: the
 # expansion rounds them by up to 1e-7 of the squared norms, which is 1e-5 and more.
-_CLOSE = 1e-2
+CLOSE = 1e-2
 # Numbers of patches that `distance_maps_of_pairs` has in memory at a time.
 _PATCH_NUMBERS = 1 << 22
 # Pairs (image, prototype) that the backward pass sorts or gathers at a time.
@@ -71,10 +71,10 @@ def min_distances(z_BDHW: Tensor, prototypes_PDhw: Tensor, kind: Kind) -> tuple[
     Computes in float32 (float64 if it is given that), whatever the autocast around it.
     """
     with true_float32():
-        terms = _expansion(z_BDHW, prototypes_PDhw, kind)
+        terms = expansion(z_BDHW, prototypes_PDhw, kind)
         distances_BP, index_BP = _NearestPatch.apply(*terms)
         if kind != "cosine" and not distances_BP.requires_grad:
-            image, prototype = (distances_BP < _CLOSE).nonzero(as_tuple=True)
+            image, prototype = (distances_BP < CLOSE).nonzero(as_tuple=True)
             near = (image, index_BP[image, prototype], prototype)
             distances_BP[image, prototype] = _by_difference(terms[0], terms[1], *near)
     return distances_BP, index_BP
@@ -86,15 +86,13 @@ def distance_maps(z_BDHW: Tensor, prototypes_PDhw: Tensor, kind: Kind) -> Tensor
     For explanations and checks, where the maps themselves are wanted; memory is B x P x L.
     """
     with true_float32():
-        patches_BLQ, prototypes_PQ, patch_terms_BL, prototype_terms_P, factor = _expansion(
-            z_BDHW, prototypes_PDhw, kind
-        )
+        patches_BLQ, prototypes_PQ, patch_terms_BL, prototype_terms_P, factor = expansion(z_BDHW, prototypes_PDhw, kind)
         d_NP = torch.addmm(prototype_terms_P, patches_BLQ.flatten(0, 1), prototypes_PQ.t(), alpha=factor)
         if patch_terms_BL is not None:
             d_NP = d_NP + patch_terms_BL.flatten()[:, None]
         d_BLP = d_NP.clamp(min=0).unflatten(0, patches_BLQ.shape[:2])
         if kind != "cosine" and not d_BLP.requires_grad:
-            near = (d_BLP < _CLOSE).nonzero(as_tuple=True)
+            near = (d_BLP < CLOSE).nonzero(as_tuple=True)
             d_BLP[near] = _by_difference(patches_BLQ, prototypes_PQ, *near)
     return d_BLP.transpose(1, 2).unflatten(2, map_size(z_BDHW, prototypes_PDhw)).contiguous()
 
@@ -164,7 +162,7 @@ def patches(z_BDHW: Tensor, height: int, width: int) -> Tensor:
     return windows_BDHWhw.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
 
-def _expansion(
+def expansion(
     z_BDHW: Tensor, prototypes_PDhw: Tensor, kind: Kind
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, float]:
     """What d = patch term + (factor * <patch, prototype> + prototype term) is made of.

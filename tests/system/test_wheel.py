@@ -1,10 +1,15 @@
 """The wheel, from which the jobs of these tests and the service are run: nothing is missing, nothing is the checkout's."""
 
 import subprocess
+import sys
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
+import yaml
 from running_jobs import ROOT, Jobs
+
+from protopnet import __version__
 
 
 def test_all_of_the_package_is_in_it(jobs: Jobs) -> None:
@@ -12,6 +17,29 @@ def test_all_of_the_package_is_in_it(jobs: Jobs) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("protopnet/")}
     files = [path for path in (ROOT / "protopnet").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert inside == {str(path.relative_to(ROOT)) for path in files}
+
+
+def test_it_could_be_published(jobs: Jobs) -> None:
+    folder = jobs.programs.parents[1]
+    (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    command = [sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(source)]
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+    with zipfile.ZipFile(wheel) as inside:
+        (metadata,) = [name for name in inside.namelist() if name.endswith(".dist-info/METADATA")]
+        about = Parser().parsestr(inside.read(metadata).decode())
+        assert any(name.endswith("/licenses/LICENSE") for name in inside.namelist())
+    assert (about["Version"], about["License-Expression"]) == (__version__, "MIT")
+    assert "Typing :: Typed" in about.get_all("Classifier", [])
+    assert {"aws", "dev"} <= set(about.get_all("Provides-Extra", []))
+
+
+def test_one_version_is_told_everywhere(jobs: Jobs) -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (__version__, "MIT")
+    assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    said = subprocess.run([str(jobs.programs / "protopnet"), "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout == f"protopnet {__version__}\n"
 
 
 def test_it_is_what_the_commands_import(jobs: Jobs) -> None:

@@ -257,7 +257,7 @@ class TestNames:
             protopnet.laod  # noqa: B018
 
     def test_no_module_takes_the_name_of_a_job(self) -> None:
-        for job in ("audit", "evaluate", "explain", "prepare", "prune", "score", "train"):
+        for job in ("audit", "evaluate", "explain", "export", "prepare", "prune", "score", "train"):
             assert importlib.util.find_spec(f"protopnet.{job}") is None
             assert callable(getattr(protopnet, job))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import protopnet
 from protopnet import __main__ as command
 from protopnet.__main__ import COMMANDS
 
@@ -29,6 +30,11 @@ def test_it_lists_them(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert [line.split()[0] for line in out.splitlines()[2 : 2 + len(COMMANDS)]] == list(COMMANDS)
 
 
+def test_its_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"protopnet {protopnet.__version__}\n"
+
+
 def test_a_misspelt_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "trian") == 2
     assert capsys.readouterr().err == "error: there is no command trian; did you mean protopnet train?\n"
@@ -44,7 +50,7 @@ def test_its_help_is_that_of_the_job(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_each_is_a_module_of_its_own_and_a_job() -> None:
     modules = {path.stem for path in (ROOT / "protopnet/commands").glob("*.py")} - {"__init__"}
     assert modules == set(COMMANDS)
-    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == modules - {"serve"}
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == modules - {"serve", "doctor"}
     for name in modules:
         assert importlib.util.find_spec(f"protopnet.commands.{name}")
     for path in (ROOT / "jobs").glob("*.py"):

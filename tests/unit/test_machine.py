@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protopnet.machine import usable_cpus
+from protopnet.machine import usable_cpus, usable_memory
 
 ALL = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -68,3 +68,17 @@ def test_the_tightest_of_the_groups_above_counts(tmp_path: Path, many: None) -> 
 def test_a_container_that_sees_its_group_as_the_top(tmp_path: Path, many: None) -> None:
     files = {"proc/self/cgroup": "0::/kubepods/pod7/c1", "sys/fs/cgroup/cpu.max": "400000 100000"}
     assert usable_cpus(write(tmp_path, **files)) == 4
+
+
+def test_memory_is_that_of_the_tightest_group(tmp_path: Path) -> None:
+    there_is = usable_memory(tmp_path)
+    assert there_is > 1e8
+    files = {"sys/fs/cgroup/memory.max": "max", "sys/fs/cgroup/job/memory.max": "60000000"}
+    assert usable_memory(write(tmp_path, **{"proc/self/cgroup": "0::/job"}, **files)) == 60_000_000
+    older = {
+        "proc/self/cgroup": "7:cpu:/\n5:memory:/slurm",
+        "sys/fs/cgroup/memory/slurm/memory.limit_in_bytes": "50000000",
+    }
+    assert usable_memory(write(tmp_path, **older)) == 50_000_000
+    unlimited = {"sys/fs/cgroup/memory/slurm/memory.limit_in_bytes": "9223372036854771712"}
+    assert usable_memory(write(tmp_path, **unlimited)) == there_is
