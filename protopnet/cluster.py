@@ -69,6 +69,7 @@ def _connect(compute: ComputeSettings) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else C++ notices about healthy actors on stderr
+    logging.getLogger("ray.widgets").setLevel(logging.ERROR)  # else notes on widgets in every notebook
     on_stop = signal.getsignal(signal.SIGTERM)
     try:
         with _without_c_stderr():

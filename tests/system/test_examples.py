@@ -67,8 +67,10 @@ def test_the_notebook(jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             r"(\d+) of 30 faults named rightly; the strongest evidence is on the fault in (\d+)",
             "inspection/report.png",
         ),
+        ("medicine", r"nodule: sensitivity (\d\.\d+), specificity (\d\.\d+)", "medicine/why.png"),
         ("biodiversity", r"species counted: .*; (\d+) of 60 left to people", "survey/doubtful.png"),
     ],
+    ids=["inspection", "medicine", "biodiversity"],
 )
 def test_a_program(jobs: Jobs, tmp_path: Path, name: str, says: str, figure: str) -> None:
     done = subprocess.run(
@@ -86,4 +88,7 @@ def test_a_program(jobs: Jobs, tmp_path: Path, name: str, says: str, figure: str
         named, looked = map(int, found.groups())
         assert named > 20  # of four classes: by chance 7 or 8
         assert looked > 15
+    if name == "medicine":
+        sensitivity, specificity = map(float, found.groups())
+        assert sensitivity + specificity > 1.3  # 1 by chance
     assert Image.open(tmp_path / figure).width > 1200
