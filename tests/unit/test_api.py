@@ -1,5 +1,6 @@
 """`import protopnet`: what a notebook uses. Images of any kind in, results that show themselves out."""
 
+import ast
 import importlib
 import io
 import json
@@ -255,6 +256,13 @@ class TestNames:
         assert dir(protopnet) == protopnet.__all__
         with pytest.raises(AttributeError, match="has no attribute 'laod'"):
             protopnet.laod  # noqa: B018
+
+    def test_type_checkers_are_told_the_same(self) -> None:
+        tree = ast.parse(Path(protopnet.__file__).read_text())
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "typing"]
+        told = {name.name: str(node.module).removeprefix("protopnet.") for node in imports for name in node.names}
+        assert told == protopnet._MODULES
+        assert {*told, "__version__"} == set(protopnet.__all__)
 
     def test_no_module_takes_the_name_of_a_job(self) -> None:
         for job in ("audit", "evaluate", "explain", "export", "prepare", "prune", "score", "train"):
