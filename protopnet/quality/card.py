@@ -21,7 +21,12 @@ Metrics = Mapping[str, Any]
 
 
 def write_card(bundle_uri: str, metrics: Metrics | None) -> None:
-    """Write the card of a bundle. metrics: those of the evaluation of this very bundle (`metrics.json`), if any."""
+    """Write the card of a bundle, unless it has one: people write into theirs.
+
+    metrics: those of the evaluation of this very bundle (`metrics.json`), if any.
+    """
+    if storage.exists(storage.join(bundle_uri, CARD)):
+        return
     info, written = read_info(bundle_uri)
     card = model_card(info, hashlib.sha256(written).hexdigest(), metrics or {})
     storage.write_bytes(storage.join(bundle_uri, CARD), card.encode())

@@ -124,6 +124,12 @@ def test_a_bundle_saved_over_another_has_not_its_card(folder: str) -> None:
     assert not storage.exists(f"{folder}/README.md")
 
 
+def test_what_somebody_wrote_into_it_stays(folder: str) -> None:
+    card_of(folder, None)
+    storage.write_bytes(f"{folder}/README.md", b"---\n{}\n---\nours\n")
+    assert card_of(folder, None) == ({}, "ours\n")
+
+
 def test_a_bundle_that_records_nothing_has_a_card(tmp_path) -> None:
     torch.manual_seed(0)
     folder = saved(str(tmp_path / "bundle"), ["jay", "wren"], run=None, data={}, images={})
