@@ -83,7 +83,7 @@ def class_figure(
         _draw_row(axes, evidence, shown, photo, size or photo.size, album, names)
     for column, title in enumerate((*_COLUMNS, *_NUMBERS)):
         place = grid[0, column].get_position(figure)
-        figure.text((place.x0 + place.x1) / 2, place.y1 + 0.1 / height, title, ha="center", fontsize=8.5, color=_SOFT)
+        figure.text((place.x0 + place.x1) / 2, place.y1 + 0.17 / height, title, ha="center", fontsize=8.5, color=_SOFT)
     _draw_words(figure, entry, names, height)
     figure.canvas.draw()  # type: ignore[no-untyped-call]
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
