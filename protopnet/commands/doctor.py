@@ -64,7 +64,7 @@ def main() -> None:
 def examine(storage_uri: str) -> Iterator[Line]:
     """What there is, in the order a person reads it."""
     yield Line("protopnet", f"{__version__}, Python {sys.version.split()[0]}")
-    yield from versions(importlib.metadata.requires("protopnet") or [], importlib.metadata.version)
+    yield from versions(requirements("protopnet"), importlib.metadata.version)
     yield Line("CPUs", f"{usable_cpus()} of {os.cpu_count()} usable, {cpu_precision()}")
     yield memory(usable_memory())
     yield gpu()
@@ -78,22 +78,30 @@ def examine(storage_uri: str) -> Iterator[Line]:
         yield Line("Ray cluster", f"{address}, which RAY_ADDRESS names: jobs go there")
 
 
-def versions(requirements: list[str], installed: Callable[[str], str]) -> Iterator[Line]:
+def requirements(package: str) -> list[str]:
+    """What the package asks for; where it isn't installed but a checkout on the path, the names that matter most."""
+    try:
+        return importlib.metadata.requires(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        return list(_SHOWN_VERSIONS)
+
+
+def versions(wanted: list[str], installed: Callable[[str], str]) -> Iterator[Line]:
     """Of the packages that matter most; and those that don't fit. installed: the version of a package."""
-    for text in requirements:
-        wanted = Requirement(text)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+    for text in wanted:
+        each = Requirement(text)
+        if each.marker is not None and not each.marker.evaluate({"extra": ""}):
             continue
         try:
-            version = installed(wanted.name)
+            version = installed(each.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Line(wanted.name, "not installed", f"{wanted.name} is missing: pip install '{text}'")
+            yield Line(each.name, "not installed", f"{each.name} is missing: pip install '{text}'")
             continue
-        if not wanted.specifier.contains(version, prereleases=True):
-            wrong = f"{wanted.name} {version} doesn't fit {wanted.specifier}: pip install '{text}'"
-            yield Line(wanted.name, version, wrong)
-        elif wanted.name in _SHOWN_VERSIONS:
-            yield Line(wanted.name, version)
+        if not each.specifier.contains(version, prereleases=True):
+            wrong = f"{each.name} {version} doesn't fit {each.specifier}: pip install '{text}'"
+            yield Line(each.name, version, wrong)
+        elif each.name in _SHOWN_VERSIONS:
+            yield Line(each.name, version)
 
 
 def cpu_precision() -> str:

@@ -109,6 +109,10 @@ class TestDoctor:
         assert lines[0].wrong == "torch 2.1.0 doesn't fit >=2.13: pip install 'torch>=2.13'"
         assert lines[1].wrong == "pyarrow is missing: pip install 'pyarrow>=19'"
 
+    def test_a_checkout_that_is_not_installed_names_versions_too(self) -> None:
+        names = doctor.requirements("a-package-that-nobody-installed")
+        assert [line.name for line in doctor.versions(names, importlib.metadata.version)] == names
+
     def test_a_container_with_dockers_shared_memory(self) -> None:
         assert "--shm-size=4g" in doctor.shared_memory(67_108_864).wrong
         assert not doctor.shared_memory(8e9).wrong
