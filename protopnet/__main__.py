@@ -19,6 +19,7 @@ COMMANDS = {
     "score": "score any number of images to Parquet",
     "serve": "serve bundles over HTTP from this machine",
     "doctor": "what this machine has, and what is wrong with it",
+    "completion": "a script by which bash and zsh complete commands and settings",
 }
 
 

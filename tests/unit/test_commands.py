@@ -1,6 +1,7 @@
 """`protopnet COMMAND`: every job and the service by name."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import protopnet
 from protopnet import __main__ as command
 from protopnet.__main__ import COMMANDS
+from protopnet.commands import completion
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +52,7 @@ def test_its_help_is_that_of_the_job(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_each_is_a_module_of_its_own_and_a_job() -> None:
     modules = {path.stem for path in (ROOT / "protopnet/commands").glob("*.py")} - {"__init__"}
     assert modules == set(COMMANDS)
-    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == modules - {"serve", "doctor"}
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == modules - {"serve", "doctor", "completion"}
     for name in modules:
         assert importlib.util.find_spec(f"protopnet.commands.{name}")
     for path in (ROOT / "jobs").glob("*.py"):
@@ -63,3 +65,22 @@ def test_a_job_of_the_checkout() -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: data.path is missing")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("protopnet pr", {"prepare", "prune"}),
+        ("protopnet prepare --data.so", {"--data.source"}),
+        ("protopnet prepare --ov", {"--overwrite"}),
+        ("protopnet explain --cl", {"--class"}),
+        ("protopnet prepare pictures/", set()),
+    ],
+)
+def test_what_a_shell_completes(typed: str, offered: set[str]) -> None:
+    made = completion.script({name: completion.options(name) for name in ("prepare", "prune", "explain")})
+    words = typed.split()
+    asked = f"COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _protopnet; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", f"{made}\n{asked}"], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == offered
