@@ -168,7 +168,7 @@ def _as_json(raw: str | list[str], setting: Setting) -> str:
 def _read(path: Path, known: Known, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Files with their settings by dotted name: the one that this one `extends`, beside it, then this one."""
     try:  # not by YamlConfigSettingsSource, which takes a missing file for an empty one and a list of pairs for keys
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
     except FileNotFoundError:
         raise UserError(f"--config {path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -40,6 +40,11 @@ def first_few(items: Sequence[object], shown: int) -> str:
     return ", ".join(map(str, items[:shown])) + more
 
 
+def called(prototype: int, name: str | None) -> str:
+    """A prototype, by the name that people gave it if they did: `red bill (prototype 12)`."""
+    return f"{name} (prototype {prototype})" if name else f"prototype {prototype}"
+
+
 def readable_names(classes: Sequence[str]) -> list[str]:
     """Class names for people: `001.Black_footed_Albatross` is Black footed Albatross, unless two became the same."""
     names = [re.sub(r"^\d+[._ -]+(?=\D)", "", name).replace("_", " ").strip() or name for name in classes]

@@ -86,6 +86,7 @@ def _prototype_rows(network: ProtoPNet) -> pa.Table:
             "self_similarity": 9.2,
             "activation_map": np.linspace(0, 1, 64).reshape(8, 8).tolist(),
             "thumbnail": photo(number) if number else None,  # the first has no picture
+            "name": "red bill" if number == 1 else None,
         }
         for number, label in enumerate(network.prototype_class.tolist())
     ]

@@ -16,7 +16,7 @@ from protopnet.api import display
 from protopnet.errors import UserError
 from protopnet.evidence.explanation import ClassEvidence, Explanation
 from protopnet.evidence.figures import Album, class_figure, page
-from protopnet.words import find_class, percent, probability_text, readable_names
+from protopnet.words import called, find_class, percent, probability_text, readable_names
 
 if TYPE_CHECKING:
     import pandas
@@ -219,7 +219,7 @@ class Why(Result):
         verdict = f"{names[top.class_]} ({percent(top.probability)}), {top.logit:z.2f} points"
         if top.evidence:
             first = top.evidence[0]
-            verdict += f"; most, {first.points:z.2f}, from prototype {first.prototype} of {names[first.class_]}"
+            verdict += f"; most, {first.points:z.2f}, from {called(first.prototype, first.name)} of {names[first.class_]}"
         return verdict
 
     def __str__(self) -> str:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 
 from protopnet.auditing.close_pairs import close_pairs
-from protopnet.auditing.findings import AuditSettings
+from protopnet.auditing.findings import AuditSettings, UseSplit
 from protopnet.auditing.judgement import Audit, audit
 from protopnet.auditing.patch_table import nearest_table
 from protopnet.auditing.usage import Use, use_of_batch
@@ -83,7 +83,7 @@ class AuditResult:
     audit: Audit
     thumbnails: dict[int, bytes]
     use: Use
-    use_split: str
+    use_split: UseSplit
     images: dict[str, int]
 
     @property
@@ -93,7 +93,8 @@ class AuditResult:
 
 
 def audit_bundle(bundle: Bundle, dataset: Dataset, settings: AuditSettings, options: PassOptions) -> AuditResult:
-    """Look at a bundle's prototypes through its training and test images; without test images, through the former only.
+    """Look at a bundle's prototypes through its training and validation images; without these, through the former only.
+    Never at test images: what is chosen by what an audit says would then be chosen by them.
 
     `UserError` for a bundle that doesn't record where its prototypes come from, or data without training images.
     """
@@ -103,14 +104,14 @@ def audit_bundle(bundle: Bundle, dataset: Dataset, settings: AuditSettings, opti
             "the bundle doesn't record where its prototypes come from: expected a prototypes.parquet with thumbnails, as "
             "jobs/train.py and jobs/prune.py write it"
         )
-    wanted = {"train": settings.train_patches, "test": settings.test_patches}
+    wanted = {"train": settings.train_patches, "validation": settings.validation_patches}
     images = {split: len(dataset.split(split)) for split in wanted if len(dataset.split(split))}
     if "train" not in images:
         raise UserError("the data has no training images: give the data that the bundle was trained on")
     candidates = {
         split: nearest_patches(network, dataset.split(split), k=wanted[split], options=options) for split in images
     }
-    use_split = "test" if "test" in images else "train"
+    use_split: UseSplit = "validation" if "validation" in images else "train"
     use = count_use(network, dataset.split(use_split), top=settings.top, options=options)
     places = pa.concat_tables(candidates.values())
     seen = describe_patches(network, dataset.table, places, dataset.classes, options=options)
@@ -124,5 +125,5 @@ def audit_bundle(bundle: Bundle, dataset: Dataset, settings: AuditSettings, opti
         across_classes=settings.twin,
     )
     nearest = nearest_table(candidates, seen.rows, dataset.table, bundle.prototypes, bundle.classes)
-    found = audit(bundle.prototypes, nearest, pairs, use, bundle.classes, settings)
+    found = audit(bundle.prototypes, nearest, pairs, use, bundle.classes, settings, use_split)
     return AuditResult(found, seen.thumbnails, use, use_split, images)

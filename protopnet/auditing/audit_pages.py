@@ -28,9 +28,9 @@ _KIND_NOTES = {
     "confused": "Prototypes of two classes look much the same to the network, so that one may be taken for the other.",
     "other-classes": "Few of the training images most like the prototype are of its class.",
     "background": "What the prototype sees lies outside the outline of the key points.",
-    "borrowed": "Most points for the class on its own test images come from prototypes of other classes.",
+    "borrowed": "Most points for the class on its own images come from prototypes of other classes.",
     "repeated": "Two prototypes of a class are the same patch or nearly the same.",
-    "unused": "Never among the top evidence of a test image.",
+    "unused": "Never among the top evidence of an image.",
 }
 
 
@@ -115,7 +115,7 @@ class AuditPages:
         source = self._source(p)
         own_name = self._names[source["class"]]
         rows = self._nearest(p)
-        by_split: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+        by_split: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
         for row in rows:
             symbol = self._symbol(row["image_id"], row, sheet)
             name = self._names[row["class"]]

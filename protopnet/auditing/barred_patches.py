@@ -7,20 +7,24 @@ left, bottom, right), half-open, in pixels of the original image after its EXIF 
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from protopnet.auditing.draft import Place
+from protopnet.auditing.patch_table import on_object
 from protopnet.errors import UserError
 
 Box = tuple[int, int, int, int]
+Region = tuple[float, float, float, float] | Literal["background"]
 _FORM = "IMAGE:top,left,bottom,right in pixels of the image, or IMAGE:all"
 _SHOWN = 3  # names that an error lists
+_EDGE = 1e-6  # a region in shares that ends where a cell begins doesn't touch it
+_SAMPLES = 4  # points of a cell along each side that tell whether it is on the object
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,26 @@ class Barred:
 
     def record(self) -> dict[str, Any]:
         return {"uri": self.uri, "sha256": self.sha256, "box": list(self.box)}
+
+
+@dataclass(frozen=True)
+class BarredRegion:
+    """A place on every training image, or on those of a class, or on one: a box in shares of height and width, or the
+    background, which is all outside the outline of an image's key points (images without an outline have none)."""
+
+    region: Region
+    class_name: str | None = None
+    sha256: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        region = self.region if self.region == "background" else list(self.region)
+        return {"region": region, "class": self.class_name, "sha256": self.sha256}
+
+    def of(self, rows: pa.Table) -> pa.Table:
+        """Those of these manifest rows that it is on."""
+        if self.class_name is not None:
+            rows = rows.filter(pc.equal(rows["class_name"], self.class_name))
+        return rows if self.sha256 is None else rows.filter(pc.equal(rows["sha256"], self.sha256))
 
 
 def parse_barred(text: str, rows: pa.Table) -> Barred:
@@ -57,10 +81,19 @@ def parse_barred(text: str, rows: pa.Table) -> Barred:
     return Barred(row["uri"], row["sha256"], (top, left, bottom, right))
 
 
-def barred_before(history: Sequence[Mapping[str, Any]]) -> list[Barred]:
+def barred_before(history: Sequence[Mapping[str, Any]]) -> list[Barred | BarredRegion]:
     """What the corrections in a bundle's history barred: it stays so."""
-    records = [each for entry in history for step in entry["steps"] for each in step.get("barred", [])]
-    return [Barred(each["uri"], each["sha256"], tuple(each["box"])) for each in records]
+    steps = [step for entry in history for step in entry["steps"]]
+    boxes = [each for step in steps for each in step.get("barred", [])]
+    regions = [each for step in steps for each in step.get("regions", [])]
+    return [
+        *(Barred(each["uri"], each["sha256"], tuple(each["box"])) for each in boxes),
+        *(BarredRegion(_region(each["region"]), each["class"], each["sha256"]) for each in regions),
+    ]
+
+
+def _region(recorded: Any) -> Region:
+    return "background" if recorded == "background" else tuple(recorded)
 
 
 @dataclass(frozen=True)
@@ -76,19 +109,17 @@ class Bars:
 
     @classmethod
     def of(
-        cls, barred: Sequence[Barred], rows: pa.Table, map_shape: tuple[int, int], prototype_shape: tuple[int, int]
+        cls,
+        barred: Sequence[Barred | BarredRegion],
+        rows: pa.Table,
+        map_shape: tuple[int, int],
+        prototype_shape: tuple[int, int],
     ) -> "Bars":
-        """What lies on these boxes. rows: manifest rows; map_shape: rows and columns of the latent map, in cells."""
-        masks = {}
-        images = rows.filter(
-            pc.is_in(rows["sha256"], value_set=pa.array([each.sha256 for each in barred], pa.string()))
-        )
-        for image in images.select(["image_id", "sha256", "height", "width"]).to_pylist():
-            boxes = [each.box for each in barred if each.sha256 == image["sha256"]]
-            size = (image["height"], image["width"])
-            patches = [patches_on(box, size, map_shape, prototype_shape) for box in boxes]
-            masks[image["image_id"]] = np.any(patches, axis=0)
+        """What lies there. rows: manifest rows; map_shape: rows and columns of the latent map, in cells."""
         rows_of_patches, columns = (c - p + 1 for c, p in zip(map_shape, prototype_shape, strict=True))
+        masks: dict[int, np.ndarray] = {}
+        for image_id, patches in _patches_barred(barred, rows, map_shape, prototype_shape):
+            masks[image_id] = masks[image_id] | patches if image_id in masks else patches
         return cls(masks, (rows_of_patches, columns))
 
     def holding(self, places: Sequence[Place]) -> list[int]:
@@ -109,8 +140,49 @@ class Bars:
         return Bars(masks, self.shape)
 
 
+def _patches_barred(
+    barred: Sequence[Barred | BarredRegion],
+    rows: pa.Table,
+    map_shape: tuple[int, int],
+    prototype_shape: tuple[int, int],
+) -> Iterator[tuple[int, np.ndarray]]:
+    """image_id and the patches that are barred on it, by one bar after another."""
+    shape = (map_shape, prototype_shape)
+    boxes = [each for each in barred if isinstance(each, Barred)]
+    images = rows.filter(pc.is_in(rows["sha256"], value_set=pa.array([each.sha256 for each in boxes], pa.string())))
+    for image in images.select(["image_id", "sha256", "height", "width"]).to_pylist():
+        for each in boxes:
+            if each.sha256 == image["sha256"]:
+                yield image["image_id"], patches_on(each.box, (image["height"], image["width"]), *shape)
+    for region in barred:
+        if isinstance(region, Barred):
+            continue
+        if region.region == "background":
+            for image in region.of(rows).select(["image_id", "parts"]).to_pylist():
+                yield image["image_id"], _off_object(image["parts"], *shape)
+            continue
+        top, left, bottom, right = region.region
+        inner = (top + _EDGE, left + _EDGE, bottom - _EDGE, right - _EDGE)
+        patches = patches_on(inner, (1, 1), *shape)
+        yield from ((image_id, patches) for image_id in region.of(rows)["image_id"].to_pylist())
+
+
+def _off_object(parts: Any, map_shape: tuple[int, int], prototype_shape: tuple[int, int]) -> np.ndarray:
+    """Patches of which nothing lies on what the image shows."""
+    rows, columns = (c - p + 1 for c, p in zip(map_shape, prototype_shape, strict=True))
+    y, x = (((np.arange(cells * _SAMPLES) + 0.5) / (cells * _SAMPLES)) for cells in map_shape)
+    places_N2 = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    on_N = on_object(places_N2, parts)
+    if on_N is None:
+        return np.zeros((rows, columns), dtype=bool)
+    samples = on_N.reshape(map_shape[0], _SAMPLES, map_shape[1], _SAMPLES)
+    cells = samples.any(axis=(1, 3))
+    windows = np.lib.stride_tricks.sliding_window_view(cells, prototype_shape)
+    return np.logical_not(windows.any(axis=(2, 3)))
+
+
 def patches_on(
-    box: Box, size: tuple[int, int], map_shape: tuple[int, int], prototype_shape: tuple[int, int]
+    box: Sequence[float], size: tuple[int, int], map_shape: tuple[int, int], prototype_shape: tuple[int, int]
 ) -> np.ndarray:
     """Which patches of an image of `size` (height, width) lie on a box: booleans in rows x columns of patches."""
     sides = zip((box[::2], box[1::2]), size, map_shape, prototype_shape, strict=True)
@@ -118,8 +190,8 @@ def patches_on(
     return down[:, None] & across
 
 
-def _meets(interval: Sequence[int], side: int, cells: int, patch: int) -> np.ndarray:
-    """Which patches along one side of an image, `side` pixels long, overlap the interval of pixels; in whole numbers."""
+def _meets(interval: Sequence[float], side: int, cells: int, patch: int) -> np.ndarray:
+    """Which patches along one side of an image, `side` pixels long, overlap the interval of pixels; exact in integers."""
     first = np.arange(cells - patch + 1)
     return (first * side < interval[1] * cells) & ((first + patch) * side > interval[0] * cells)
 

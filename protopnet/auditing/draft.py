@@ -7,7 +7,7 @@ solve again.
 Legend: P prototypes, K classes, D channels, h w of a prototype.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -85,13 +85,15 @@ def find_repeats(
     """
     vectors_PQ = prototypes_PDhw.detach().double().flatten(1)
     repeats: dict[int, list[int]] = {}
+    kept_of: dict[int, list[int]] = {}
     for p, label in enumerate(prototype_class_P.tolist()):
-        kept = [q for q in repeats if prototype_class_P[q] == label]
+        kept = kept_of.setdefault(label, [])
         distances = (vectors_PQ[kept] - vectors_PQ[p]).square().sum(1).tolist()
         near = (q for q, d in zip(kept, distances, strict=True) if d <= tolerance or places[q] == places[p])
         first = next(near, None)
         if first is None:
             repeats[p] = []
+            kept.append(p)
         else:
             repeats[first].append(p)
     return [Merge(kept, others) for kept, others in repeats.items() if others]
@@ -161,7 +163,13 @@ class Draft:
         )
 
     def without(self, removed: Sequence[int]) -> "Draft":
-        return self.only([p for p in range(len(self)) if p not in set(removed)])
+        going = set(removed)
+        return self.only([p for p in range(len(self)) if p not in going])
+
+    def at(self, numbers: Iterable[int]) -> list[int]:
+        """Where in the draft the prototypes with these numbers are; those that are gone are left out."""
+        places = {number: p for p, number in enumerate(self.numbers_P.tolist())}
+        return [places[number] for number in numbers if number in places]
 
     def moved(self, moving: Sequence[int], vectors_md: np.ndarray, places: pa.Table) -> "Draft":
         """The draft with the prototypes at these places on other patches. places: image_id, row and column."""

@@ -10,7 +10,7 @@ Legend: P prototypes.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,8 @@ KINDS = {
     "repeated": "Repeats another of its class",
     "unused": "Hardly used",
 }
+UseSplit = Literal["validation", "train"]  # of the images on which use is counted
+IMAGE: dict[UseSplit, str] = {"validation": "validation image", "train": "training image"}
 SEVERITIES = {3: "serious", 2: "worth a look", 1: "minor"}
 
 
@@ -36,7 +38,7 @@ class AuditSettings(Section):
     """What an audit looks at, and from where on it speaks up."""
 
     train_patches: int = Field(6, ge=1, description="nearest training patches of each prototype, one an image")
-    test_patches: int = Field(5, ge=1, description="nearest test patches of each prototype, one an image")
+    validation_patches: int = Field(5, ge=1, description="nearest validation patches of each prototype, one an image")
     top: int = Field(5, ge=1, description="prototypes with the most points that count as an image's top evidence")
     own_patches: int = Field(
         3, ge=0, description="flag a prototype with fewer of its nearest training patches in images of its class"
@@ -59,7 +61,8 @@ class AuditSettings(Section):
         0.5,
         ge=0,
         le=1,
-        description="flag a class whose prototypes bring less than this share of the points for it on its test images",
+        description="flag a class whose prototypes bring less than this share of the points for it on its validation "
+        "images",
     )
 
 
@@ -80,7 +83,9 @@ class Finding:
         return self.prototypes[1:] if self.kind == "repeated" else self.prototypes
 
 
-def confused(pairs: pa.Table, class_P: np.ndarray, use: Use, names: Sequence[str]) -> Iterable[Finding]:
+def confused(
+    pairs: pa.Table, class_P: np.ndarray, use: Use, names: Sequence[str], split: UseSplit
+) -> Iterable[Finding]:
     for group in _groups(pairs.filter(pc.invert(pairs["same_class"])), class_P):
         members = sorted({p for pair in group for p in pair})
         sides = [[p for p in members if class_P[p] == label] for label in np.unique(class_P[members])]
@@ -89,10 +94,10 @@ def confused(pairs: pa.Table, class_P: np.ndarray, use: Use, names: Sequence[str
         if errors:
             were = "was" if errors == 1 else "were"
             blame = (
-                f"{counted(errors, 'test image')} of one of the two {were} taken for the other mainly because of them."
+                f"{counted(errors, IMAGE[split])} of one of the two {were} taken for the other mainly because of them."
             )
         else:
-            blame = "No test image was mistaken because of them."
+            blame = f"No {IMAGE[split]} was mistaken because of them."
         text = f"{alike[0].upper()}{alike[1:]} look much the same to the network. {blame}"
         ordered = tuple(side[0] for side in sides) + tuple(p for side in sides for p in side[1:])
         yield Finding(3 if errors else 1, "confused", int(class_P[ordered[0]]), ordered, text, errors)
@@ -155,12 +160,12 @@ def background(numbers: pa.Table, settings: AuditSettings) -> Iterable[Finding]:
             yield Finding(severity, "background", row["class"], (row["prototype"],), text)
 
 
-def borrowed(per_class: pa.Table, settings: AuditSettings) -> Iterable[Finding]:
+def borrowed(per_class: pa.Table, settings: AuditSettings, split: UseSplit) -> Iterable[Finding]:
     for row in per_class.to_pylist():
         share = row["own_share"]
         if share is not None and share < settings.own_share:
             text = (
-                f"On test images of this class only {100 * share:.0f} % of the points for it come from its own "
+                f"On {IMAGE[split]}s of this class only {100 * share:.0f} % of the points for it come from its own "
                 "prototypes, the rest from prototypes of other classes. Its prototypes explain little."
             )
             yield Finding(3 if share < settings.own_share / 2 else 2, "borrowed", row["class"], (), text)
@@ -183,11 +188,11 @@ def repeated(pairs: pa.Table, prototypes: pa.Table) -> Iterable[Finding]:
         yield Finding(severity, "repeated", int(class_P[members[0]]), tuple(members), text)
 
 
-def unused(numbers: pa.Table, use: Use, settings: AuditSettings) -> Iterable[Finding]:
+def unused(numbers: pa.Table, use: Use, settings: AuditSettings, split: UseSplit) -> Iterable[Finding]:
     for row in numbers.filter(pc.equal(numbers["top"], 0)).select(["prototype", "class"]).to_pylist():
         text = (
             f"Prototype {row['prototype']} is not among the {settings.top} prototypes with the most points in any of the "
-            f"{use.images:,} test images."
+            f"{counted(use.images, IMAGE[split])}."
         )
         yield Finding(1, "unused", row["class"], (row["prototype"],), text)
 

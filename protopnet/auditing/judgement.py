@@ -17,6 +17,7 @@ from protopnet.auditing.findings import (
     SEVERITIES,
     AuditSettings,
     Finding,
+    UseSplit,
     background,
     borrowed,
     confused,
@@ -35,7 +36,7 @@ FINDING_SCHEMA = pa.schema(
         ("class", pa.int32()),
         ("class_name", pa.string()),
         ("prototypes", pa.list_(pa.int32())),
-        ("errors", pa.int64()),  # wrong test images it explains
+        ("errors", pa.int64()),  # wrong images it explains
         ("text", pa.string()),
     ]
 )
@@ -72,12 +73,18 @@ class Audit:
 
 
 def audit(
-    prototypes: pa.Table, nearest: pa.Table, pairs: pa.Table, use: Use, classes: Sequence[str], settings: AuditSettings
+    prototypes: pa.Table,
+    nearest: pa.Table,
+    pairs: pa.Table,
+    use: Use,
+    classes: Sequence[str],
+    settings: AuditSettings,
+    split: UseSplit,
 ) -> Audit:
     """Judge a bundle's prototypes.
 
     prototypes: of the bundle (PROTOTYPE_SCHEMA). nearest: `explain.patch_table.NEAREST_SCHEMA`. pairs: of `close_pairs`.
-    use: on the images that count as test images.
+    use: on the images of `split`.
     """
     names = readable_names(classes)
     class_P = prototypes["class"].to_numpy()
@@ -86,12 +93,12 @@ def audit(
     per_class = _class_numbers(use, class_P, classes)
     findings = sorted(
         [
-            *confused(pairs, class_P, use, names),
+            *confused(pairs, class_P, use, names, split),
             *other_classes(nearest, class_P, names, settings),
             *background(numbers, settings),
-            *borrowed(per_class, settings),
+            *borrowed(per_class, settings, split),
             *repeated(pairs, prototypes),
-            *unused(numbers, use, settings),
+            *unused(numbers, use, settings, split),
         ],
         key=lambda found: (
             -found.severity,

@@ -16,7 +16,7 @@ _BOX = pa.list_(pa.int32(), 4)
 NEAREST_SCHEMA = pa.schema(
     [
         ("prototype", pa.int32()),
-        ("split", pa.string()),  # train or test
+        ("split", pa.string()),  # train or validation
         ("rank", pa.int32()),  # 1 is the nearest
         ("distance", pa.float64()),
         ("similarity", pa.float32()),
@@ -68,7 +68,7 @@ def nearest_table(
         "on_object": _on_object(seen, rows),
     }
     table = pa.table({name: columns[name] for name in NEAREST_SCHEMA.names}).cast(NEAREST_SCHEMA)
-    order = [("prototype", "ascending"), ("split", "descending"), ("rank", "ascending")]
+    order = [("prototype", "ascending"), ("split", "ascending"), ("rank", "ascending")]
     return table.sort_by(order).combine_chunks()
 
 
@@ -82,9 +82,9 @@ def most_active(maps_NHW: torch.Tensor) -> list[np.ndarray]:
     ]
 
 
-def share_on_object(places_N2: np.ndarray, points: Sequence[Mapping[str, Any]] | None) -> float | None:
-    """Share of places that are on what the image shows: within the outline (convex hull) of its key points or within
-    `PATCH` of one, since parts reach beyond their key points. x, y in fractions of the image.
+def on_object(places_N2: np.ndarray, points: Sequence[Mapping[str, Any]] | None) -> np.ndarray | None:
+    """Which places are on what the image shows: within the outline (convex hull) of its key points or within `PATCH` of
+    one, since parts reach beyond their key points. x, y in fractions of the image.
 
     None with fewer than three points that aren't on one line: there is no outline.
     """
@@ -96,8 +96,14 @@ def share_on_object(places_N2: np.ndarray, points: Sequence[Mapping[str, Any]] |
     inside_N = np.ones(len(places_N2), dtype=bool)
     for (x0, y0), (x1, y1) in zip(outline_N2, np.roll(outline_N2, -1, axis=0), strict=True):
         inside_N &= (x1 - x0) * (y_N - y0) - (y1 - y0) * (x_N - x0) >= 0
-    near_N = (np.abs(places_N2[:, None] - points_M2[None]) <= PATCH).all(2).any(1)
-    return float((inside_N | near_N).mean())
+    near_N: np.ndarray = (np.abs(places_N2[:, None] - points_M2[None]) <= PATCH).all(2).any(1)
+    return inside_N | near_N
+
+
+def share_on_object(places_N2: np.ndarray, points: Sequence[Mapping[str, Any]] | None) -> float | None:
+    """Share of places that are on the object; None where there is no outline."""
+    on_N = on_object(places_N2, points)
+    return None if on_N is None else float(on_N.mean())
 
 
 def _hull(points_N2: np.ndarray) -> np.ndarray:

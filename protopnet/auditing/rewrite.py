@@ -1,7 +1,7 @@
 """From corrected prototypes to a new bundle: the last layer solved again, accuracies, and the history."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from protopnet import __version__
+from protopnet import __version__, storage
+from protopnet.auditing.decisions import decisions_table
 from protopnet.auditing.draft import Draft, with_prototypes
 from protopnet.auditing.prune import Correction, Corrector
 from protopnet.errors import UserError
@@ -18,6 +19,7 @@ from protopnet.model.network import ProtoPNet
 from protopnet.passes.describe import describe_prototypes
 from protopnet.passes.image_pass import PassOptions
 from protopnet.quality.card import write_card
+from protopnet.tables import write_table
 from protopnet.training.last_layer import cache_similarities, cached_accuracies, solve_last_layer
 
 Accuracies = dict[str, float]  # by split
@@ -74,12 +76,24 @@ def resolve(corrector: Corrector, correction: Correction, options: PassOptions, 
         corrected = cached_accuracies(draft.connections_KP.numpy(), blocks, threads=threads, columns=columns_P)
         return Rewritten(network, before, corrected, corrected, None)
     scale, settings = corrector.model.own_connection, corrector.trained.last_layer
-    result = solve_last_layer(network, scale, blocks, settings=settings, threads=threads, columns=columns_P)
+    floor_KP = floors(draft, corrector.settled.floors)
+    result = solve_last_layer(
+        network, scale, blocks, settings=settings, threads=threads, columns=columns_P, floor_KP=floor_KP
+    )
     solution = result.solution
     with torch.no_grad():
         network.last_layer.weight.copy_(torch.from_numpy(solution.weights).float())
     ended = {"converged": solution.converged, "iterations": solution.iterations, "kkt_residual": solution.residual}
     return Rewritten(network, before, result.before, result.after, ended)
+
+
+def floors(draft: Draft, given: Mapping[int, float]) -> np.ndarray:
+    """What connections may not fall below (K x P): those of some prototypes, by their numbers, to their own class."""
+    floor_KP = np.full(draft.connections_KP.shape, -np.inf)
+    for number, least in given.items():
+        for p in draft.at([number]):
+            floor_KP[draft.prototype_class_P[p], p] = least
+    return floor_KP
 
 
 def union(old: Draft, new: Draft) -> tuple[torch.Tensor, np.ndarray]:
@@ -93,14 +107,33 @@ def union(old: Draft, new: Draft) -> tuple[torch.Tensor, np.ndarray]:
 def write_corrected(
     uri: str, bundle: Bundle, corrector: Corrector, correction: Correction, rewritten: Rewritten, options: PassOptions
 ) -> str:
-    """Write the new bundle and return its hash. Its prototypes are numbered anew."""
+    """Write the new bundle and return its hash. Its prototypes are numbered anew. Beside it the decisions that people
+    took, where there are any."""
     places = places_table(correction.draft)
     prototypes = describe_prototypes(rewritten.network, corrector.dataset, places, options=options)
+    for column, values in names_and_groups(bundle, corrector, correction.draft).items():
+        at = prototypes.schema.get_field_index(column)
+        prototypes = prototypes.set_column(at, column, pa.array(values, pa.string()))
     entry = history_entry(bundle.hash, corrector, correction, rewritten)
-    provenance = {**bundle.info.provenance, "history": [*corrector.history, entry]}
+    history = [*corrector.history, entry]
+    if len(decisions := decisions_table(history)):
+        write_table(storage.join(uri, "decisions.parquet"), decisions)
+    provenance = {**bundle.info.provenance, "history": history}
     written = save_bundle(uri, rewritten.network, corrector.model, bundle.classes, provenance, prototypes)
     write_card(uri, None)
     return written
+
+
+def names_and_groups(bundle: Bundle, corrector: Corrector, draft: Draft) -> dict[str, list[str | None]]:
+    """What the prototypes of the draft are called. One that has moved to another patch loses the name it had."""
+    numbers, start = draft.numbers_P.tolist(), corrector.start
+    moved = [place != start.places[number] for place, number in zip(draft.places, numbers, strict=True)]
+    columns = {}
+    for column, given in {"name": corrector.settled.names, "group": corrector.settled.groups}.items():
+        before = [None] * len(start) if bundle.prototypes is None else bundle.prototypes[column].to_pylist()
+        inherited = [None if gone else before[number] for number, gone in zip(numbers, moved, strict=True)]
+        columns[column] = [given.get(number, old) for number, old in zip(numbers, inherited, strict=True)]
+    return columns
 
 
 def places_table(draft: Draft) -> pa.Table:
@@ -119,10 +152,11 @@ def history_entry(
         "job": "prune",
         "bundle": bundle_hash,
         "protopnet": __version__,
-        "settings": corrector.corrections.model_dump(mode="json"),
+        "settings": corrector.corrections.record(),
         "data": corrector.dataset.source,
         "images": corrector.dataset.counts(),
         "steps": [step.record for step in correction.steps],
+        "lapsed": [asdict(each) for each in corrector.settled.lapsed],
         "last_layer": rewritten.last_layer,
         "prototypes": {"before": len(corrector.start), "after": len(correction.draft)},
         "numbers": correction.draft.numbers_P.tolist(),

@@ -2,10 +2,12 @@
 
 python jobs/prune.py runs/quickstart/bundle runs/quickstart/stages/00-data --rule --merge --output pruned
 python jobs/prune.py runs/cub/bundle my-images --remove 12,45 --forbid jay/7.jpg:0,0,90,120 --output corrected
+python jobs/prune.py runs/cub/bundle my-images --config corrections.yaml --output corrected
 
 The data is what the bundle was trained on: class folders, CUB-200-2011, shards of jobs/prepare.py, or the stage
 00-data of its run. Steps are taken in the order remove, merge, forbid, rule, last layer; prototypes are named by their
-numbers in the bundle given. That bundle stays as it is.
+numbers in the bundle given. That bundle stays as it is. What people decided about single prototypes is in a
+corrections.yaml.
 """
 
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ from protopnet import storage
 from protopnet.auditing.draft import Draft
 from protopnet.auditing.prune import Corrections, Corrector
 from protopnet.auditing.rewrite import Rewritten, resolve, source_network, write_corrected
+from protopnet.auditing.settling import Prototypes, patch_grid
 from protopnet.cli import Positional, checked, parse
 from protopnet.cluster import connect, plan_pass
 from protopnet.config import ComputeSettings
@@ -39,6 +42,9 @@ class PruneSettings(Corrections):
     batch_size: int = Field(64, ge=1, description="images a forward pass")
     compute: ComputeSettings = ComputeSettings()
 
+    def corrections(self) -> Corrections:
+        return Corrections(**{name: getattr(self, name) for name in Corrections.model_fields})
+
 
 def prune(settings: PruneSettings | Mapping[str, Any]) -> Rewritten:
     """Correct a bundle into another one, in `output`; returns its network and accuracies. `UserError` for corrections
@@ -57,10 +63,12 @@ def prune(settings: PruneSettings | Mapping[str, Any]) -> Rewritten:
         dataset=dataset,
         trained=trained,
         model=bundle.info.architecture,
-        corrections=Corrections.model_validate(settings.model_dump(include=set(Corrections.model_fields))),
+        corrections=settings.corrections(),
+        known=Prototypes(prototypes, patch_grid(network, bundle.info.architecture), bundle.hash),
         history=bundle.info.provenance.get("history", []),
     )
     corrector.check()
+    _tell_lapsed(corrector)
     connect(settings.compute, {"DATA": settings.data, "output": settings.output})
     options = PassOptions(
         plan=plan_pass(settings.compute),
@@ -95,12 +103,24 @@ def main() -> None:
 def _check(settings: PruneSettings) -> None:
     """Refuse what needs no look at the bundle."""
     if settings.nothing():
-        raise UserError("nothing to do: give one or more of --rule, --remove, --forbid, --merge")
+        raise UserError(
+            "nothing to do: give one or more of --rule, --remove, --forbid, --merge, or decisions in a --config file"
+        )
     if storage.located(settings.output) == storage.located(settings.bundle):
         raise UserError(f"--output {settings.output} is the bundle that is read: choose another folder")
     if storage.exists(storage.join(settings.output, INFO)) and not settings.overwrite:
         raise UserError(f"{settings.output} already holds a bundle; pass --overwrite, or choose another --output")
     storage.check_writable(settings.output, "output")
+
+
+def _tell_lapsed(corrector: Corrector) -> None:
+    """Say which decisions no longer apply; `UserError` where none is left and nothing else is to be done."""
+    decisions, lapsed = corrector.corrections.decisions, corrector.settled.lapsed
+    for each in lapsed:
+        print(f"decision {each.decision} ({decisions[each.decision - 1].decide}) doesn't apply: {each.reason}")
+    without = corrector.corrections.model_copy(update={"decisions": decisions[len(lapsed) :]})
+    if without.nothing():
+        raise UserError(f"none of the {len(lapsed)} decisions applies to this bundle; the first: {lapsed[0].reason}")
 
 
 def _solved(rewritten: Rewritten) -> str:

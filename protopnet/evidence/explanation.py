@@ -54,6 +54,8 @@ class Evidence(_Record):
     prototype: int = Field(description="its number in that member's bundle")
     class_: int = Field(alias="class", description="class the prototype belongs to", examples=[3])
     class_name: str = Field(examples=["Blue Jay"])
+    name: str | None = Field(None, description="that people gave the prototype", examples=["red bill"])
+    group: str | None = Field(None, description="of prototypes that people say mean the same")
     similarity: float = Field(examples=[0.95])
     connection: float = Field(
         description="class connection: last-layer weight from the prototype to the class", examples=[2.0]
@@ -195,6 +197,11 @@ class Explainer:
         table = self._tables[member]
         return None if table is None else table["activation_map"][prototype].as_py()
 
+    def called(self, member: int, prototype: int) -> dict[str, str | None]:
+        """`name` and `group` that people gave a prototype."""
+        table = self._tables[member]
+        return {} if table is None else {name: table[name][prototype].as_py() for name in ("name", "group")}
+
     @cached_property
     def _sources(self) -> list[list[Source] | None]:
         return [None if table is None else _sources(table) for table in self._tables]
@@ -235,6 +242,7 @@ class Explainer:
                 prototype=prototype,
                 class_=label,
                 class_name=self.classes[label],
+                **self.called(member, prototype),
                 similarity=similarity,
                 connection=connection,
                 points=points,

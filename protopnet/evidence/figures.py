@@ -21,7 +21,7 @@ from protopnet.evidence.sums import ShownRow
 from protopnet.pages import pictures
 from protopnet.pages.pictures import Box, Inlined, Picture
 from protopnet.pages.templates import render
-from protopnet.words import readable_names
+from protopnet.words import called, readable_names
 
 PHOTO_SIDE = 320  # pixels of the longer side of the photo in a page
 _COLUMNS = ("this part of the photo", "looks like this prototype", "of this training image", "where it looks like it")
@@ -106,7 +106,7 @@ def _draw_row(
     _draw(axes[1], training, size, close=source.box)
     _draw(axes[2], training, size, box=source.box)
     _draw(axes[3], small, photo_size, heat=pictures.heat(evidence.activation_map, *small.size))
-    prototype = f"{names[evidence.class_]}  (no. {evidence.prototype})"
+    prototype = f"{evidence.name or names[evidence.class_]}  (no. {evidence.prototype})"
     axes[1].set_title(prototype, fontsize=7, color=_SOFT, pad=2, parse_math=False)
     cells = ((shown.similarity, _INK), (f"× {shown.connection}", _INK), (f"= {shown.points}", _STRONG))
     for place, (text, colour) in zip(axes[4:], cells, strict=True):
@@ -175,7 +175,7 @@ def explained_image(
         jpeg, source = album.source(evidence)
         training = f"m{evidence.member}p{evidence.prototype}"
         sheet[training] = Inlined(source.width, source.height, pictures.data_uri(jpeg))
-        prototype = f"prototype {evidence.prototype} of {names[evidence.class_]}"
+        prototype = f"{called(evidence.prototype, evidence.name)} of {names[evidence.class_]}"
         heat = pictures.data_uri(pictures.heat_png(evidence.activation_map))
         return {
             "evidence": evidence,

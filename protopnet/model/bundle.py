@@ -51,6 +51,8 @@ PROTOTYPE_SCHEMA = pa.schema(
         ("self_similarity", pa.float32()),
         ("activation_map", pa.list_(pa.list_(pa.float32()))),  # similarities on its source image, row by row
         ("thumbnail", pa.binary()),  # JPEG of the source image
+        ("name", pa.string()),  # that people gave it, or null
+        ("group", pa.string()),  # prototypes of the same meaning, or null
     ]
 )
 
@@ -132,7 +134,7 @@ def load_bundle(uri: str) -> Bundle:
     tensors = _checked(uri, TENSORS, info.sha256)
     prototypes = None
     if info.prototypes_sha256 is not None:
-        prototypes = parse_table(_checked(uri, PROTOTYPES, info.prototypes_sha256))
+        prototypes = _with_all_columns(parse_table(_checked(uri, PROTOTYPES, info.prototypes_sha256)))
     network = _network(info, uri)
     _fill(network, safetensors.torch.load(tensors), uri)
     set_phase(network, "eval")
@@ -198,8 +200,17 @@ def _checked(uri: str, name: str, sha256: str) -> bytes:
 
 def _parquet(prototypes: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(prototypes.select(PROTOTYPE_SCHEMA.names).cast(PROTOTYPE_SCHEMA), sink, compression="zstd")
+    table = _with_all_columns(prototypes).select(PROTOTYPE_SCHEMA.names).cast(PROTOTYPE_SCHEMA)
+    pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
+
+
+def _with_all_columns(prototypes: pa.Table) -> pa.Table:
+    """Nobody had named the prototypes when older bundles were written."""
+    for field in (PROTOTYPE_SCHEMA.field("name"), PROTOTYPE_SCHEMA.field("group")):
+        if field.name not in prototypes.column_names:
+            prototypes = prototypes.append_column(field, pa.nulls(len(prototypes), field.type))
+    return prototypes
 
 
 def _sha256(data: bytes) -> str:

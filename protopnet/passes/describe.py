@@ -88,6 +88,8 @@ class DescribeTask(NetworkTask):
             "self_similarity": [float(m[cell]) for m, cell in zip(maps_pHW, cells, strict=True)],
             "activation_map": maps_pHW.tolist(),
             "thumbnail": [small] * len(indices) if self.sources else [small] + [None] * (len(indices) - 1),
+            "name": [None] * len(indices),
+            "group": [None] * len(indices),
         }
         return pa.table(columns, schema=PROTOTYPE_SCHEMA)
 

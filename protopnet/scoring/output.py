@@ -38,6 +38,7 @@ EVIDENCE = pa.struct(
         ("member", pa.int32()),  # of the ensemble, from 0
         ("prototype", pa.int32()),  # its number in that member's bundle
         ("class", pa.int32()),  # that the prototype belongs to
+        ("name", pa.string()),  # that people gave the prototype, or null
         ("similarity", pa.float32()),
         ("connection", pa.float32()),
         ("points", pa.float32()),  # similarity x connection: what the predicted class got

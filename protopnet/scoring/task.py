@@ -64,6 +64,7 @@ class Scorer:
         self.classes = pa.array(predictor.classes, pa.string())
         tables = [bundle.prototypes for bundle in predictor.bundles]
         self.sources = [None if table is None else table["uri"].combine_chunks() for table in tables]
+        self.names = [None if table is None else table["name"].combine_chunks() for table in tables]
 
     def __call__(self, rows: pa.Table, pictures: Sequence[Picture | BadImage]) -> tuple[pa.Table, Agreement]:
         """The rows to write for rows of a manifest and their images; with bf16, how far it is from float32."""
@@ -160,19 +161,20 @@ class Scorer:
 
     def _evidence(self, ranking: Ranking, finite_G: np.ndarray) -> pa.StructArray:
         member_E, prototype_E = ranking.member_RN[finite_G].ravel(), ranking.prototype_RN[finite_G].ravel()
-        class_E, source_E = np.empty(len(member_E), np.int32), np.empty(len(member_E), object)
+        class_E, source_E, name_E = np.empty(len(member_E), np.int32), *np.empty((2, len(member_E)), object)
         for member, head in enumerate(self.predictor.explainer.heads):
             own = member_E == member
             class_E[own] = head.prototype_class_P[prototype_E[own]]
-            sources = self.sources[member]
-            if sources is not None:
-                source_E[own] = sources.take(pa.array(prototype_E[own])).to_numpy(zero_copy_only=False)
+            for texts_P, text_E in ((self.sources[member], source_E), (self.names[member], name_E)):
+                if texts_P is not None:
+                    text_E[own] = texts_P.take(pa.array(prototype_E[own])).to_numpy(zero_copy_only=False)
         box_E4 = pa.array(ranking.box_RN4[finite_G].reshape(-1), pa.int32())
         return _struct(
             EVIDENCE,
             pa.array(member_E, pa.int32()),
             pa.array(prototype_E, pa.int32()),
             pa.array(class_E, pa.int32()),
+            pa.array(name_E, pa.string()),
             pa.array(ranking.similarity_RN[finite_G].ravel(), pa.float32()),
             pa.array(ranking.connection_RN[finite_G].ravel(), pa.float32()),
             pa.array(ranking.points_RN[finite_G].ravel(), pa.float32()),

@@ -121,6 +121,7 @@ class Catalogue:
             "prototype": prototype,
             "class_": label,
             "class_name": self._ensemble.classes[label],
+            **self._explainer.called(member, prototype),
             "connection": float(self._explainer.heads[member].weights_KP[label, prototype]),
             "source": source,
             "thumbnail": f"{path}/thumbnail" if pictured else None,

@@ -148,6 +148,8 @@ class Prototype(_Record):
     prototype: int = Field(description="its number in that member's bundle")
     class_: int = Field(alias="class", description="class the prototype belongs to")
     class_name: str
+    name: str | None = Field(None, description="that people gave the prototype", examples=["red bill"])
+    group: str | None = Field(None, description="of prototypes that people say mean the same")
     connection: float = Field(description="class connection to its own class")
     source: Source | None = Field(description="where it comes from; null where the bundle doesn't record it")
     thumbnail: str | None = Field(description="path of the training image as JPEG, relative to the root of the service")

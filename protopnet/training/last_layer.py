@@ -123,10 +123,12 @@ def solve_last_layer(
     settings: LastLayerSettings,
     threads: int,
     columns: np.ndarray | None = None,
+    floor_KP: np.ndarray | None = None,
 ) -> LastLayerResult:
     """Optimise the class connections on cached similarities; the network is left as it is.
 
-    columns: where its prototypes are among those of the cached similarities, if these are of other ones too.
+    columns: where its prototypes are among those of the cached similarities, if these are of other ones too. floor_KP: what
+    connections may not fall below.
     """
     num_classes = network.last_layer.out_features
     off_KP = off_class_KP(network.prototype_class.cpu().numpy(), num_classes)
@@ -151,6 +153,7 @@ def solve_last_layer(
             max_iterations=settings.max_iterations,
             metric=metric_of(second_moment, current_KP.shape[1]),
             initial=current_KP,
+            floor=floor_KP,
         )
         before, after = _accuracies(stores, current_KP), _accuracies(stores, solution.weights.astype(np.float32))
     return LastLayerResult(solution, before, after)

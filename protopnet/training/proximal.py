@@ -43,16 +43,16 @@ class Metric:
         share = self.stretch / (1 + self.stretch)
         return gradient - share * np.outer(gradient @ self.direction, self.direction)
 
-    def proximal(self, point: Array, threshold: Array) -> Array:
-        """argmin over X of ‖X − point‖²/2 in this metric + Σ threshold·|X|.
+    def proximal(self, point: Array, threshold: Array, floor: Array | float = -np.inf) -> Array:
+        """argmin over X ≥ floor of ‖X − point‖²/2 in this metric + Σ threshold·|X|.
 
-        With a = uᵀ(x − point), x is the soft threshold of point − c·a·u; a is the root of h below.
+        With a = uᵀ(x − point), x is the soft threshold of point − c·a·u, not below the floor; a is the root of h below.
         """
         if not self.stretch:
-            return soft_threshold(point, threshold)
-        return self._proximal(point, threshold)
+            return np.maximum(soft_threshold(point, threshold), floor)
+        return self._proximal(point, threshold, np.broadcast_to(floor, point.shape))
 
-    def _proximal(self, point: Array, threshold: Array) -> Array:
+    def _proximal(self, point: Array, threshold: Array, floor: Array) -> Array:
         u, c = self.direction, self.stretch
         result = np.empty_like(point)
         rows = np.arange(len(point))
@@ -60,14 +60,14 @@ class Metric:
         low, high = np.full(len(point), -np.inf), np.full(len(point), np.inf)
         precision = 1e-13 * (np.abs(point) @ np.abs(u)) + 1e-300
         for _ in range(_ROOT_STEPS):
-            v, t, a = point[rows], threshold[rows], root[rows]
-            x = soft_threshold(v - c * np.outer(a, u), t)
+            v, t, a, low_x = point[rows], threshold[rows], root[rows], floor[rows]
+            x = np.maximum(soft_threshold(v - c * np.outer(a, u), t), low_x)
             h = (x - v) @ u - a  # falls with a, its slope between -1-c and -1
             result[rows] = x
             near, far = a + h / (1 + c), a + h  # the root lies between
             low[rows] = np.maximum(low[rows], np.minimum(near, far))
             high[rows] = np.minimum(high[rows], np.maximum(near, far))
-            newton = a + h / (1 + c * (((x != 0) | (t == 0)) @ (u * u)))
+            newton = a + h / (1 + c * ((((x != 0) | (t == 0)) & (x > low_x)) @ (u * u)))
             outside = (newton < low[rows]) | (newton > high[rows])
             root[rows] = np.where(outside, (low[rows] + high[rows]) / 2, newton)
             rows = rows[(np.abs(h) > precision[rows]) & (root[rows] != a)]

@@ -2,7 +2,7 @@
 
 Over the class connections W (K×P), with the similarities S (n×P) of the training images fixed:
 
-    F(W) = mean cross-entropy(S Wᵀ, labels) + l1·‖off-class W‖₁ + ridge/2·‖W − W₀‖²
+    F(W) = mean cross-entropy(S Wᵀ, labels) + l1·‖off-class W‖₁ + ridge/2·‖W − W₀‖²,    W ≥ floor
 
 The solver sees the data only through a `SmoothLoss`, so rows may stay wherever they were computed: an
 iteration moves W there and a gradient back. `RowBlock` is the loss of the rows in one place; `mean_over`
@@ -137,8 +137,8 @@ class _Point(NamedTuple):
 
 
 class _Problem:
-    def __init__(self, loss: SmoothLoss, anchor: Array, penalty: Array, ridge: float) -> None:
-        self.loss, self.anchor, self.penalty, self.ridge = loss, anchor, penalty, ridge
+    def __init__(self, loss: SmoothLoss, anchor: Array, penalty: Array, ridge: float, floor: Array) -> None:
+        self.loss, self.anchor, self.penalty, self.ridge, self.floor = loss, anchor, penalty, ridge, floor
         self.evaluations = 0
 
     def at(self, weights: Array) -> _Point:
@@ -152,9 +152,10 @@ class _Problem:
         return _Point(weights, smooth, gradient + self.ridge * away, objective)
 
     def subgradient(self, point: _Point) -> Array:
-        """Minimum-norm subgradient of the objective."""
+        """Minimum-norm subgradient of the objective; on the floor only what would lead up counts."""
         zero = np.sign(point.gradient) * np.maximum(np.abs(point.gradient) - self.penalty, 0)
-        return np.where(point.weights != 0, point.gradient + self.penalty * np.sign(point.weights), zero)
+        free = np.where(point.weights != 0, point.gradient + self.penalty * np.sign(point.weights), zero)
+        return np.where(point.weights > self.floor, free, np.minimum(free, 0))
 
 
 def solve(
@@ -168,17 +169,20 @@ def solve(
     max_iterations: int = 2000,
     metric: Metric | None = None,
     initial: Array | None = None,
+    floor: Array | None = None,
     on_iteration: Callable[[Progress], None] | None = None,
 ) -> Solution:
     """Minimise F. `start` is W₀ of the ridge and, unless `initial` is given, the first iterate.
 
-    `off_class` (K×P, true or 1) marks the connections under the L1 norm. The objective of the result is never above
-    that of the first iterate. `converged` says whether the residual fell to the tolerance.
+    `off_class` (K×P, true or 1) marks the connections under the L1 norm; `floor` (K×P) is what they may not fall below,
+    -inf where they may. The objective of the result is never above that of the first iterate, which is raised to the
+    floor. `converged` says whether the residual fell to the tolerance.
     """
     anchor = np.array(start, dtype=np.float64)
-    problem = _Problem(loss, anchor, np.where(off_class, l1, 0.0), ridge)
+    least = np.full(anchor.shape, -np.inf) if floor is None else np.asarray(floor, dtype=np.float64)
+    problem = _Problem(loss, anchor, np.where(off_class, l1, 0.0), ridge, least)
     metric = metric or Metric.plain(anchor.shape[1])
-    best = problem.at(anchor if initial is None else np.array(initial, dtype=np.float64))
+    best = problem.at(np.maximum(anchor if initial is None else np.array(initial, dtype=np.float64), least))
     ahead, momentum, curvature = best, 1.0, 1.0
     history: list[Progress] = []
     residual = _note(problem, best, history, on_iteration)
@@ -206,7 +210,7 @@ def _step(problem: _Problem, metric: Metric, origin: _Point, curvature: float) -
     """Proximal gradient step with a curvature that the loss doesn't exceed on the way."""
     descent = metric.solve(origin.gradient)
     for _ in range(_MOST_DOUBLINGS):
-        target = metric.proximal(origin.weights - descent / curvature, problem.penalty / curvature)
+        target = metric.proximal(origin.weights - descent / curvature, problem.penalty / curvature, problem.floor)
         new = problem.at(target)
         way = target - origin.weights
         bound = curvature / 2 * metric.inner(way, way)

@@ -13,13 +13,15 @@ from protopnet.auditing.barred_patches import parse_barred
 from protopnet.auditing.draft import Draft, Place
 from protopnet.auditing.prune import Corrections, Corrector
 from protopnet.auditing.rewrite import Rewritten, resolve, write_corrected
+from protopnet.auditing.settling import Prototypes, patch_grid
 from protopnet.config import AugmentSettings, DataSettings, LastLayerSettings, ModelSettings, PushSettings
 from protopnet.datasets.rows import Dataset
 from protopnet.datasets.trained import TrainedWith
 from protopnet.errors import UserError
-from protopnet.model.bundle import load_bundle, save_bundle
+from protopnet.model.bundle import PROTOTYPE_SCHEMA, load_bundle, save_bundle
 from protopnet.model.network import ProtoPNet, build_network, placed
 from protopnet.progress import LineReporter
+from protopnet.tables import read_table
 from protopnet.training.last_layer import anchor_KP, off_class_KP
 from protopnet.training.solver import RowBlock, mean_over, metric_over, solve
 
@@ -66,6 +68,23 @@ def start(network: ProtoPNet, dataset: Dataset, latents: dict[int, torch.Tensor]
     return Draft.of(network, places)
 
 
+def sources(start: Draft, dataset: Dataset) -> pa.Table:
+    """Where the prototypes come from, as the bundle records it; two have a name."""
+    rows = {row["image_id"]: row for row in dataset.split("train").to_pylist()}
+    found = [
+        {
+            **{name: rows[image][name] for name in ("uri", "sha256", "class_name", "image_id")},
+            "prototype": p,
+            "class": rows[image]["label"],
+            "row": row,
+            "column": column,
+            "name": {2: "red bill", 6: "white bar"}.get(p),
+        }
+        for p, (image, row, column) in enumerate(start.places)
+    ]
+    return pa.Table.from_pylist(found, PROTOTYPE_SCHEMA)
+
+
 Correct = Callable[..., Corrector]
 
 
@@ -75,7 +94,8 @@ def corrector(network: ProtoPNet, start: Draft, dataset: Dataset) -> Correct:
         data, augment = DataSettings(), AugmentSettings()
         trained = TrainedWith(seed=0, data=data, push=PushSettings(), augment=augment, last_layer=LAST_LAYER)
         asked = Corrections(**corrections)
-        return Corrector(network, start, dataset, trained, MODEL, asked, history)
+        known = Prototypes(sources(start, dataset), patch_grid(network, MODEL), "here")
+        return Corrector(network, start, dataset, trained, MODEL, asked, known, history)
 
     return make
 
@@ -163,6 +183,56 @@ def test_the_rule_looks_at_the_nearest_images_of_all_classes(
     assert set(correction.draft.prototype_class_P) == {0, 1, 2}
 
 
+ABOUT = {"who": "anna", "when": "2026-11-25T22:00:00Z", "why": "seen"}
+
+
+def test_decisions_of_people_are_carried_out(
+    corrector: Correct, start: Draft, dataset: Dataset, options: Callable, latents: dict[int, torch.Tensor]
+) -> None:
+    """Prototype 2 to its next nearest patch, 6 to another image, all of class 2 off the lower half, 1 into 0; the same
+    choices whatever the batches and the workers."""
+    known = corrector().known
+    refs = [known.ref(p).model_dump(by_alias=True) for p in range(len(start))]
+    decisions = [
+        ABOUT | {"decide": "not-this-patch", "prototype": refs[2]},
+        ABOUT | {"decide": "not-this-patch", "prototype": refs[6], "elsewhere": True},
+        ABOUT | {"decide": "not-in-region", "region": [0.5, 0, 1, 1], "class": dataset.classes[2]},
+        ABOUT | {"decide": "merge", "prototype": refs[1], "into": refs[0]},
+        ABOUT | {"decide": "drop", "prototype": refs[3]},
+    ]
+    correction = corrector(decisions=decisions, made_for="here").run(options(2, 5, 3), LineReporter())
+    assert [step.name for step in correction.steps] == ["remove", "merge", "forbid"]
+
+    draft, again = correction.draft, corrector(decisions=decisions).run(options(), LineReporter()).draft
+    assert draft.places == again.places
+    torch.testing.assert_close(draft.prototypes_PDhw, again.prototypes_PDhw, rtol=0, atol=1e-5)
+    places = dict(zip(draft.numbers_P.tolist(), draft.places, strict=True))
+    assert sorted(places) == [0, 2, 4, 5, 6, 7, 8, 9, 10, 11]
+    torch.testing.assert_close(draft.connections_KP[:, 0], start.connections_KP[:, :2].sum(1))
+    moved = {each["prototype"] for each in correction.steps[-1].record["moved"]}
+    assert moved == {2, 6} | {p for p in range(8, 12) if start.places[p][1] >= 4}
+    assert all(places[p][1] < 4 for p in range(8, 12))
+    assert places[6][0] != start.places[6][0]
+
+    labels = dict(zip(dataset.table["image_id"].to_pylist(), dataset.table["label"].to_pylist(), strict=True))
+    others = {start.places[0], start.places[2]}
+    nearest = min(
+        (float(d), (image, *cell))
+        for image, latent in latents.items()
+        if labels[image] == 0
+        for cell, d in np.ndenumerate((latent - start.prototypes_PDhw[2]).square().sum(0).numpy())
+        if (image, *cell) not in others
+    )
+    assert places[2] == nearest[1]
+
+
+def test_kept_prototypes_are_spared_by_the_rule(corrector: Correct, options: Callable) -> None:
+    removed = corrector(rule=True, k=4, threshold=3).run(options(), LineReporter()).steps[0].record["removed"]
+    keep = [ABOUT | {"decide": "keep", "prototype": removed[0]}]
+    again = corrector(rule=True, k=4, threshold=3, decisions=keep).run(options(), LineReporter())
+    assert again.steps[0].record["removed"] == removed[1:]
+
+
 Accuracies = Callable[[ProtoPNet], dict[str, float]]
 
 
@@ -204,9 +274,12 @@ def test_the_whole_way_to_a_new_bundle(
     accuracies: Accuracies,
     tmp_path: Path,
 ) -> None:
-    save_bundle(str(tmp_path / "old"), network, MODEL, dataset.classes, {"run": "x"})
+    save_bundle(str(tmp_path / "old"), network, MODEL, dataset.classes, {"run": "x"}, sources(start, dataset))
     bundle = load_bundle(str(tmp_path / "old"))
-    corrections = corrector(remove=[5], forbid=[whole(start.places[10])], merge=True)
+    named = [ABOUT | {"decide": "name", "prototype": p, "name": f"part {p}"} for p in (4, 10, 99)]
+    corrections = corrector(
+        remove=[5], forbid=[whole(start.places[10]), whole(start.places[6])], merge=True, decisions=named
+    )
     how = options(2, 5, 7)
     correction = corrections.run(how, LineReporter())
     rewritten = resolve(corrections, correction, how, keep_connections=False)
@@ -219,6 +292,9 @@ def test_the_whole_way_to_a_new_bundle(
     assert new.prototypes["prototype"].to_pylist() == list(range(9))
     columns = (new.prototypes[name].to_pylist() for name in ("image_id", "row", "column"))
     assert list(zip(*columns, strict=True)) == correction.draft.places
+    names = dict(zip(correction.draft.numbers_P.tolist(), new.prototypes["name"].to_pylist(), strict=True))
+    assert {p: name for p, name in names.items() if name} == {2: "red bill", 4: "part 4", 10: "part 10"}  # 6 has moved
+    assert read_table(f"{uri}/decisions.parquet")["applied"].to_pylist() == [True, True, False]
     assert new.prototypes["class"].to_pylist() == new.network.prototype_class.tolist()
     assert new.info.architecture.prototypes == 9
     assert torch.equal(new.network.prototypes, correction.draft.prototypes_PDhw)
@@ -232,12 +308,21 @@ def test_the_whole_way_to_a_new_bundle(
     assert new.info.provenance["run"] == "x"
     (entry,) = new.info.provenance["history"]
     assert entry["bundle"] == bundle.hash
+    assert [each["decision"] for each in entry["lapsed"]] == [3]
     assert entry["numbers"] == [0, 2, 3, 4, 6, 7, 8, 10, 11]
     assert entry["prototypes"] == {"before": 12, "after": 9}
     assert [step["step"] for step in entry["steps"]] == ["remove", "merge", "forbid"]
     assert entry["steps"][1]["merged"] == [{"kept": 0, "repeats": [1]}, {"kept": 8, "repeats": [9]}]
     stages = {"before": rewritten.before, "corrected": rewritten.corrected, "after": rewritten.after}
     assert entry["accuracy"]["test"] == {name: of["test"] for name, of in stages.items()}
+
+
+def test_what_must_be_used_keeps_its_connection(corrector: Correct, start: Draft, options: Callable) -> None:
+    floor = float(start.connections_KP[1, 5]) + 3
+    corrections = corrector(decisions=[ABOUT | {"decide": "must-be-used", "prototype": 5, "floor": floor}], remove=[4])
+    correction = corrections.run(options(), LineReporter())
+    rewritten = resolve(corrections, correction, options(), keep_connections=False)
+    assert float(rewritten.network.last_layer.weight[1, 4]) == pytest.approx(floor)
 
 
 def test_kept_connections_are_only_measured(

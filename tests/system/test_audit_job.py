@@ -29,15 +29,17 @@ def test_the_audit_of_a_trained_bundle(trained: TrainedRun, audited: Left) -> No
 
     bundle = load_bundle(str(trained.folder / "bundle"))
     assert about["bundle_hash"] == bundle.hash
-    assert about["images"] == {"train": 36, "test": 12}
+    assert about["images"] == {"train": 36, "validation": 4}
     assert about["settings"]["train_patches"] == 4
     summary = json.loads((trained.folder / "summary.json").read_text())
-    assert about["accuracy"] == pytest.approx(summary["test_accuracy"])
+    assert about["use_split"] == "validation"
+    solved = [stage["validation_accuracy"] for stage in summary["stages"] if stage["name"].endswith("last-layer")]
+    assert about["accuracy"] in solved
     assert about["counts"]["findings"] == len(tables["findings"]) == sum(about["counts"]["by_kind"].values())
 
     nearest = tables["nearest"]
     assert nearest.schema == NEAREST_SCHEMA
-    assert len(nearest) == 8 * (4 + 5)
+    assert len(nearest) == 8 * (4 + 4)
     assert tables["findings"].schema == FINDING_SCHEMA
     sources = nearest.filter(nearest["is_source"])
     assert sources["prototype"].to_pylist() == list(range(8))  # a prototype is nearest to its own patch
@@ -53,7 +55,10 @@ def test_the_audit_of_a_trained_bundle(trained: TrainedRun, audited: Left) -> No
     assert tables["prototypes"]["nearest_own"].to_pylist() == counted
     flagged = {p for row in tables["findings"].to_pylist() for p in row["prototypes"][:1] if row["kind"] != "confused"}
     assert flagged <= {row["prototype"] for row in tables["prototypes"].to_pylist() if row["flags"]}
-    assert sum(tables["classes"]["images"].to_pylist()) == 12
+    assert sum(tables["classes"]["images"].to_pylist()) == 4
+    manifest = pq.read_table(trained.data / "manifest.parquet")
+    tested = manifest.filter(pc.equal(manifest["split"], "test"))["image_id"]
+    assert not set(tested.to_pylist()) & set(nearest["image_id"].to_pylist())
 
 
 def test_the_pages_say_what_the_tables_say(audited: Left) -> None:
@@ -67,7 +72,7 @@ def test_the_pages_say_what_the_tables_say(audited: Left) -> None:
     numbers = pq.read_table(folder / "prototypes.parquet").to_pylist()
     for row in pq.read_table(folder / "classes.parquet").to_pylist():
         page = (folder / class_path(row["class"])).read_text()
-        assert f"<b>{row['right']}</b> of {row['images']} test images right" in page
+        assert f"<b>{row['right']}</b> of {row['images']} validation images right" in page
         for prototype in (each for each in numbers if each["class"] == row["class"]):
             p = prototype["prototype"]
             card = page[page.index(f'id="p{p}"') :].split("</article>")[0]

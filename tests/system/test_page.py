@@ -123,6 +123,23 @@ def test_a_real_bird_gets_tables_that_add_up(visit, service, bird):
     assert NAMES[image["classes"][0]["class"]] in page.inner_text("#status")
 
 
+def test_prototypes_that_people_have_named_are_said_by_name(visit, service):
+    page = visit()
+    bring(page, photo(1))
+    said = 0
+    for place, entry in enumerate(explained(service, photo(1))["classes"]):
+        card = open_card(page, place)
+        for row, item in enumerate(entry["evidence"]):
+            if item["name"] == "red bill" and item["points"] > 0:
+                assert (
+                    card.locator(".because").inner_text()
+                    == f"Because of: red bill, {entry['shown']['rows'][row]['points']} points."
+                )
+                assert "red bill, prototype 1" in card.locator("tbody tr").nth(row).inner_text()
+                said += 1
+    assert said
+
+
 def test_the_parts_shown_are_the_parts_that_count_also_of_a_turned_photo(visit, service):
     """A phone's photo is stored lying and turned by its EXIF: the browser must cut out what the server saw."""
     upright = Image.open(io.BytesIO(photo(3, 400, 300)))

@@ -265,6 +265,7 @@ def judged(
         use or used(),
         CLASSES,
         AuditSettings(),
+        "train",
     )
 
 
@@ -288,8 +289,8 @@ class TestFindings:
             assert found[0].prototypes == (0,)
             assert f"{6 - own} show other classes: White Gull ({6 - own})" in found[0].text
 
-    def test_test_images_do_not_decide_that(self) -> None:
-        both = pa.concat_tables([neighbours(OWN), neighbours([[1] * 5] * 4, split="test")]).sort_by("prototype")
+    def test_validation_images_do_not_decide_that(self) -> None:
+        both = pa.concat_tables([neighbours(OWN), neighbours([[1] * 5] * 4, split="validation")]).sort_by("prototype")
         assert judged(both).findings == []
 
     @pytest.mark.parametrize(("share", "severity"), [(0.25, None), (0.2, 2), (0.1, 3)])
@@ -312,7 +313,7 @@ class TestFindings:
         assert [(each.kind, each.severity, each.prototypes, each.errors) for each in found.findings] == [
             ("confused", 3, (1, 2), 4)
         ]
-        assert "4 test images" in found.findings[0].text
+        assert "4 training images" in found.findings[0].text
         assert found.prototypes["flags"].to_pylist() == [[], ["confused"], ["confused"], []]
 
     def test_twins_without_errors_are_minor(self) -> None:
@@ -358,7 +359,7 @@ class TestFindings:
 
 def test_the_nearest_patches_as_one_table() -> None:
     places = {"prototype": [0, 0, 2], "image_id": [7, 5, 5], "label": [1, 0, 0], "distance": [0.1, 0.2, 0.3]}
-    candidates = {"train": pa.table(places).slice(0, 2), "test": pa.table(places).slice(2, 1)}
+    candidates = {"train": pa.table(places).slice(0, 2), "validation": pa.table(places).slice(2, 1)}
     described = prototypes().take([0, 0, 2]).drop_columns(["thumbnail", "image_id", "prototype", "sha256"])
     for name, values in {"prototype": [0, 0, 2], "image_id": [5, 7, 5], "sha256": ["sha 0", "x", "sha 0"]}.items():
         described = described.append_column(name, pa.array(values))
@@ -370,7 +371,7 @@ def test_the_nearest_patches_as_one_table() -> None:
     assert [tuple(row[name] for name in columns) for row in table.to_pylist()] == [
         (0, "train", 1, 7, False, False, None),
         (0, "train", 2, 5, True, True, 1.0),
-        (2, "test", 1, 5, False, False, 1.0),
+        (2, "validation", 1, 5, False, False, 1.0),
     ]
 
 
@@ -417,14 +418,14 @@ COMMAND = "python jobs/prune.py bundle data"
 def pages(found: Audit, title: str = "tiny") -> dict[str, str]:
     thumbnails = {100 + rank: jpeg("teal") for rank in range(6)}
     return dict(
-        AuditPages(title, found, prototypes(), thumbnails, [("prototypes", "4")], [("top", 5)], "test", COMMAND)
+        AuditPages(title, found, prototypes(), thumbnails, [("prototypes", "4")], [("top", 5)], "validation", COMMAND)
     )
 
 
 class TestPages:
     @pytest.fixture
     def written(self) -> dict[str, str]:
-        nearest = pa.concat_tables([neighbours([[0, 0, 1, 1, 1, 1], *OWN[1:]]), neighbours(OWN, split="test")])
+        nearest = pa.concat_tables([neighbours([[0, 0, 1, 1, 1, 1], *OWN[1:]]), neighbours(OWN, split="validation")])
         return pages(judged(nearest.sort_by([("prototype", "ascending")]), pairs_of((0, 1))))
 
     def test_a_page_a_class_and_the_first_page_last(self, written: dict[str, str]) -> None:
@@ -451,12 +452,12 @@ class TestPages:
         page = written[class_path(0)]
         assert page.count("<article") == 2
         first = page[page.index('id="p0"') : page.index('id="p1"')]
-        assert first.count("<use") == 3 + 6 + 6  # the source three times, nearest in training and test
+        assert first.count("<use") == 3 + 6 + 6  # the source three times, nearest in training and validation
         assert first.count('class="heat"') == 1 + 12
         assert 'viewBox="20 10 40 20"' in first  # the patch alone: left, top, width, height
         assert "2 of 6 show Black Gull" in first
         assert first.count("≠ White Gull") == 4
-        assert "top evidence for <b>5</b> test images" in first
+        assert "top evidence for <b>5</b> validation images" in first
 
     def test_findings_lead_to_prototypes(self, written: dict[str, str]) -> None:
         assert f'href="{class_path(0)}#p0"' in written["index.html"]

@@ -98,6 +98,7 @@ def test_evidence_is_that_of_an_explanation(ensemble: Predictor) -> None:
                 "member": e.member,
                 "prototype": e.prototype,
                 "class": e.class_,
+                "name": e.name,
                 "similarity": pytest.approx(e.similarity),
                 "connection": pytest.approx(e.connection),
                 "points": pytest.approx(e.points),
@@ -106,6 +107,7 @@ def test_evidence_is_that_of_an_explanation(ensemble: Predictor) -> None:
             }
             for e in expected.top.evidence
         ]
+    assert "red bill" in {entry["name"] for row in table["evidence"].to_pylist() if row for entry in row}
 
 
 def test_all_prototypes_together_are_the_logit(ensemble: Predictor) -> None:

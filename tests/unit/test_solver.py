@@ -76,8 +76,8 @@ def problem(
     return Problem(mean + spread * scores, labels, start)
 
 
-def reference(task: Problem) -> float:
-    """Least objective by L-BFGS-B on W = U − V, with bounds that make the L1 norm linear."""
+def reference(task: Problem, floor: np.ndarray | None = None) -> float:
+    """Least objective by L-BFGS-B on W = U − V, with bounds that make the L1 norm linear. floor: above 0, or -inf."""
     shape, size = task.start.shape, task.start.size
     one_hot = np.eye(len(task.start))[task.labels]
 
@@ -95,7 +95,11 @@ def reference(task: Problem) -> float:
 
     split = np.concatenate([np.maximum(task.start, 0).ravel(), np.maximum(-task.start, 0).ravel()])
     limits = {"maxiter": 50000, "maxfun": 100000, "ftol": 1e-15, "gtol": 1e-9, "maxcor": 30}
-    found = minimize(function, split, jac=True, method="L-BFGS-B", bounds=[(0, None)] * (2 * size), options=limits)
+    bounds: list[tuple[float, float | None]] = [(0, None)] * (2 * size)
+    for index in np.flatnonzero(np.isfinite(floor)) if floor is not None else []:
+        bounds[index], bounds[size + index] = (floor.ravel()[index], None), (0, 0)
+        split[index], split[size + index] = max(split[index], floor.ravel()[index]), 0
+    found = minimize(function, split, jac=True, method="L-BFGS-B", bounds=bounds, options=limits)
     return float(found.fun)
 
 
@@ -116,6 +120,25 @@ def test_matches_an_independent_solver(task: Problem, preconditioned: bool) -> N
     assert solution.residual <= 1e-8
     assert solution.objective == pytest.approx(task.objective(solution.weights), rel=1e-12)
     assert solution.objective == pytest.approx(reference(task), rel=1e-6)
+
+
+@pytest.mark.parametrize("preconditioned", [True, False], ids=["metric", "plain"])
+@pytest.mark.parametrize("task", PROBLEMS, ids=range(len(PROBLEMS)))
+def test_a_floor_is_kept_and_the_rest_is_the_best_there_is(task: Problem, preconditioned: bool) -> None:
+    """Floors above what the optimum has, and one below, which changes nothing."""
+    free = task.solve().weights
+    floor = np.full(task.start.shape, -np.inf)
+    (own_class, own), (other_class, other) = np.argwhere(~task.off_class)[[0, -1]]
+    floor[own_class, own] = max(free[own_class, own], 0) + 1
+    floor[other_class, other] = max(free[other_class, other] / 2, 1e-3)
+    solution = task.solve(preconditioned=preconditioned, floor=floor)
+    assert solution.converged
+    assert (solution.weights >= floor).all()
+    assert solution.weights[own_class, own] == floor[own_class, own]
+    assert solution.objective == pytest.approx(task.objective(solution.weights), rel=1e-12)
+    assert solution.objective == pytest.approx(reference(task, floor), rel=1e-6)
+    rough = task.solve(preconditioned=preconditioned, floor=floor, tolerance=1e-2)
+    assert -1e-12 <= rough.objective - solution.objective <= rough.gap + 1e-12
 
 
 def test_matches_sklearn_without_l1() -> None:
@@ -296,18 +319,23 @@ def test_soft_threshold() -> None:
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 8), stretch=st.sampled_from([0.0, 0.5, 10.0, 1e3, 1e6]))
 def test_proximal_map_is_optimal(seed: int, size: int, stretch: float) -> None:
-    """0 is a subgradient of ‖x − v‖²/2 + Σ t|x| in the metric, at the result."""
+    """0 is a subgradient of ‖x − v‖²/2 + Σ t|x| in the metric, at the result; on the floor it may only lead up."""
     rng = np.random.default_rng(seed)
     direction = rng.normal(size=size) + 1
     metric = Metric(direction / np.linalg.norm(direction), stretch)
     point, threshold = rng.normal(size=(3, size)), rng.choice([0.0, 0.1, 1.0], (3, size))
-    result = metric.proximal(point, threshold)
+    floor = rng.choice([-np.inf, -0.2, 0.0, 0.7], (3, size))
+    result = metric.proximal(point, threshold, floor)
+    assert (result >= floor).all()
     way = result - point
     gradient = way + stretch * np.outer(way @ metric.direction, metric.direction)
     slack = 1e-8 * (1 + stretch)
-    moving = result != 0
-    np.testing.assert_allclose((gradient + threshold * np.sign(result))[moving], 0, atol=slack)
-    assert (np.abs(gradient[~moving]) <= threshold[~moving] + slack).all()
+    moving, free = result != 0, result > floor
+    slope = gradient + threshold * np.sign(result)
+    np.testing.assert_allclose(slope[moving & free], 0, atol=slack)
+    assert (slope[moving & ~free] >= -slack).all()
+    assert (gradient[~moving] >= -threshold[~moving] - slack).all()
+    assert (gradient[~moving & free] <= threshold[~moving & free] + slack).all()
 
 
 @settings(max_examples=30, deadline=None)

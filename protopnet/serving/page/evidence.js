@@ -33,13 +33,22 @@ export function classCard(entry, { model, photo, heats, lead, open }) {
     ),
   );
   const unfold = () => {
-    if (card.children.length === 1) card.append(make("p", {}, lead), table(entry, model, photo, heats));
+    if (card.children.length === 1) {
+      card.append(make("p", {}, lead), ...because(entry), table(entry, model, photo, heats));
+    }
     unpress();
     stage.setMarks(entry.evidence, `Numbered: the parts of your photo that gave ${name} the most points.`);
   };
   if (open) unfold();
   card.addEventListener("toggle", () => card.open && unfold());
   return card;
+}
+
+/** What people call the prototypes that spoke for the class, with their points; nothing where none has a name. */
+function because({ evidence, shown }) {
+  const named = evidence.map((item, place) => item.name && item.points > 0 && `${item.name}, ${shown.rows[place].points} points`);
+  const listed = named.filter(Boolean);
+  return listed.length ? [make("div", { class: "because" }, `Because of: ${listed.join("; ")}.`)] : [];
 }
 
 /** Roles are named, because on a phone the style makes blocks of rows, and browsers then forget what they were. */

@@ -32,9 +32,10 @@ class Model {
     return `${this.names.length} classes, ${this.prototypes.toLocaleString("en")} prototypes${ensemble}`;
   }
 
-  /** "prototype 22", or "prototype 22 of model 1" in an ensemble; numbers as in the API. */
-  number({ member, prototype }) {
-    return `prototype ${prototype}` + (this.members.length > 1 ? ` of model ${member}` : "");
+  /** "prototype 22", or "prototype 22 of model 1" in an ensemble; numbers as in the API; "red bill, prototype 22" if named. */
+  number({ member, prototype, name }) {
+    const number = `prototype ${prototype}` + (this.members.length > 1 ? ` of model ${member}` : "");
+    return name ? `${name}, ${number}` : number;
   }
 
   /** "prototype 22 (Sooty Albatross)" */
