@@ -1,5 +1,6 @@
 # make train   a trained, explained model of generated birds, in minutes
 # make serve   the same behind HTTP, with a page, on this machine alone
+# make workbench   a page on which people correct it, and see what each decision costs
 # make test    lint, types and the whole test suite
 # make bench   every hot path against what the machine allows
 # Each makes .venv from requirements.lock first, if it isn't there or is older than the lock.
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= disabled
 export PYTHONUNBUFFERED = 1
 
-.PHONY: train serve test unit lint bench lock clean
+.PHONY: train serve workbench test unit lint bench lock clean
 
 train: $(VENV)/.installed
 	$(BIN)/python jobs/train.py --config configs/quickstart.yaml $(ARGS)
@@ -20,6 +21,11 @@ serve: $(VENV)/.installed
 	@case "$(ARGS)" in *--bundles*|*--config*|*--help*) ;; *) \
 	  test -e runs/quickstart/bundle/model.json || $(MAKE) train ARGS= ;; esac
 	$(BIN)/python -m serve $(ARGS)
+
+# The quickstart's bundle and data, trained first if they aren't there; ARGS='runs/mine/bundle my-images' are others.
+workbench: $(VENV)/.installed
+	@test -n "$(ARGS)" || test -e runs/quickstart/bundle/model.json || $(MAKE) train ARGS=
+	$(BIN)/python jobs/workbench.py $(or $(ARGS),runs/quickstart/bundle runs/quickstart/stages/00-data)
 
 test: lint unit
 	$(BIN)/python -m pytest tests/ray tests/system $(ARGS)

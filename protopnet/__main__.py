@@ -15,6 +15,7 @@ COMMANDS = {
     "explain": "why the model decides as it does, for a few images",
     "audit": "what each prototype means, and which are doubtful",
     "prune": "drop, merge or move prototypes without training again",
+    "workbench": "correct a bundle by looking at its prototypes, on a page",
     "export": "a bundle as one graph for other programs (ONNX)",
     "score": "score any number of images to Parquet",
     "serve": "serve bundles over HTTP from this machine",

@@ -41,7 +41,7 @@ def main() -> None:
     settings = parse(ServeSettings, description=__doc__)
     args = AppSettings(**{name: getattr(settings, name) for name in AppSettings.model_fields})
     application = build(args)
-    _check_free(settings.host, settings.port)
+    check_free(settings.host, settings.port)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -62,7 +62,8 @@ def main() -> None:
     ray.shutdown()
 
 
-def _check_free(host: str, port: int) -> None:
+def check_free(host: str, port: int) -> None:
+    """`UserError` where something listens there already."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -26,9 +26,9 @@ _GONE = 499  # counted where nobody is listening any more
 
 
 class Gate:
-    """Around the application. `tokens`: any of them opens it; none: it is open."""
+    """Around the application. `tokens`: any of them opens it; none: it is open. metrics: where requests are counted."""
 
-    def __init__(self, app: ASGIApp, tokens: Sequence[bytes], metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, tokens: Sequence[bytes], metrics: Metrics | None) -> None:
         self._app, self._tokens, self._metrics = app, list(tokens), metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +54,8 @@ class Gate:
             await answer.refuse(Refusal("internal", "a defect of the service; its log has more"), scope, receive)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.request(route, answer.status, time.perf_counter() - started)
+            if self._metrics is not None:
+                self._metrics.request(route, answer.status, time.perf_counter() - started)
 
     def _check_token(self, scope: Scope) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", ""))

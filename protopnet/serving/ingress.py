@@ -67,7 +67,7 @@ def create_app(service: Service, tokens: Sequence[bytes]) -> FastAPI:
     bearer = [Security(HTTPBearer(auto_error=False))] if tokens else []
     app.include_router(api(service, bearer))
     app.include_router(operations(service, bearer))
-    _add_page(app)
+    add_page(app, _PAGE)
     app.add_exception_handler(RequestValidationError, _refused)
     app.add_exception_handler(HTTPException, _refused)
     app.add_middleware(Gate, tokens=tokens, metrics=service.metrics)
@@ -127,9 +127,9 @@ class _File:
         return Response(self.content, headers=headers, media_type=self.kind)
 
 
-def _add_page(app: FastAPI) -> None:
-    """The web page: `page/index.html` at /, the files beside it below /page/."""
-    files = {path.name: _File.read(path) for path in sorted(_PAGE.glob("*")) if path.is_file()}
+def add_page(app: FastAPI, *folders: Path) -> None:
+    """The web page: `index.html` of the last of these folders at /, all their files below /page/."""
+    files = {path.name: _File.read(path) for folder in folders for path in sorted(folder.glob("*")) if path.is_file()}
 
     def send(name: str, request: Request) -> Response:
         if name not in files:

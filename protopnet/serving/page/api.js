@@ -31,7 +31,8 @@ export async function getBlob(path) {
 async function ask(path, options = {}) {
   for (let refusedBefore = false; ; refusedBefore = true) {
     const token = sessionStorage.getItem(KEPT_TOKEN);
-    const answer = await send(path, { ...options, headers: token ? { Authorization: `Bearer ${token}` } : {} });
+    const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
+    const answer = await send(path, { ...options, headers });
     if (answer.ok) return answer;
     if (answer.status !== 401 || !(await newToken(token, refusedBefore))) throw await refusal(answer);
   }
