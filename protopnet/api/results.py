@@ -219,7 +219,9 @@ class Why(Result):
         verdict = f"{names[top.class_]} ({percent(top.probability)}), {top.logit:z.2f} points"
         if top.evidence:
             first = top.evidence[0]
-            verdict += f"; most, {first.points:z.2f}, from {called(first.prototype, first.name)} of {names[first.class_]}"
+            verdict += (
+                f"; most, {first.points:z.2f}, from {called(first.prototype, first.name)} of {names[first.class_]}"
+            )
         return verdict
 
     def __str__(self) -> str:

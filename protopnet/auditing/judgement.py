@@ -103,6 +103,7 @@ def audit(
         key=lambda found: (
             -found.severity,
             -found.errors,
+            -int(use.first_P[list(found.prototypes)].sum()),
             list(KINDS).index(found.kind),
             found.label,
             found.prototypes,

@@ -356,6 +356,11 @@ class TestFindings:
         assert found.counts()["by_severity"] == {"serious": 3, "worth a look": 0, "minor": 4}
         assert found.counts()["prototypes_with_findings"] == 4
 
+    def test_then_those_that_decide_more_images(self) -> None:
+        nearest = neighbours([[1] * 6, [1] * 6, OWN[2], [0] * 6])
+        found = judged(nearest, use=used(first_P=np.array([1.0, 4.0, 9.0, 2.0]))).findings
+        assert [each.prototypes for each in found] == [(1,), (3,), (0,)]
+
 
 def test_the_nearest_patches_as_one_table() -> None:
     places = {"prototype": [0, 0, 2], "image_id": [7, 5, 5], "label": [1, 0, 0], "distance": [0.1, 0.2, 0.3]}
