@@ -19,6 +19,7 @@ from protopnet import imaging
 from protopnet.errors import UserError
 from protopnet.evidence.explanation import Explainer, Explanation, explaining
 from protopnet.evidence.ranking import View
+from protopnet.evidence.sources import Shown
 from protopnet.imaging import Preprocessing
 from protopnet.model.bundle import Bundle, BundleInfo, load_bundle
 from protopnet.model.network import ProtoPNet, placed
@@ -41,18 +42,21 @@ class Scores:
 
 
 class Predictor:
-    """One bundle, or several as an ensemble whose logits are added up."""
+    """One bundle, or several as an ensemble whose logits are added up.
 
-    def __init__(self, bundles: Sequence[Bundle]):
+    shown: what explanations tell of training images.
+    """
+
+    def __init__(self, bundles: Sequence[Bundle], shown: Shown | None = None):
         check_one_task([bundle.info for bundle in bundles])
-        self.bundles = list(bundles)
+        self.bundles, self.shown = list(bundles), shown or Shown()
         self.classes: list[str] = list(bundles[0].info.classes)
         self.inputs: list[Preprocessing] = [bundle.info.preprocessing for bundle in bundles]
         self.sizes: tuple[int, ...] = tuple(dict.fromkeys(wanted.size for wanted in self.inputs))
 
     @classmethod
-    def load(cls, uris: Sequence[str]) -> "Predictor":
-        return cls([load_bundle(uri) for uri in uris])
+    def load(cls, uris: Sequence[str], shown: Shown | None = None) -> "Predictor":
+        return cls([load_bundle(uri) for uri in uris], shown)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -98,7 +102,7 @@ class Predictor:
     @cached_property
     def explainer(self) -> Explainer:
         """Raises `UserError` where a bundle is a black-box baseline."""
-        return Explainer(self.bundles)
+        return Explainer(self.bundles, self.shown)
 
     @torch.inference_mode()
     def views(self, images: Images, *, precision: Precision = "float32", pad_to: int | None = None) -> list[View]:

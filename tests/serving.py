@@ -42,8 +42,8 @@ def pixels(*encoded: bytes) -> torch.Tensor:
     return imaging.normalise(pixels_BHWC, imaging.Preprocessing(size=SIZE))
 
 
-def make_bundle(folder: Path, seed: int, kind: str = "protopnet") -> str:
-    """A bundle with random weights, and a record of where each prototype is from."""
+def make_bundle(folder: Path, seed: int, kind: str = "protopnet", images: str = "images") -> str:
+    """A bundle with random weights, and a record of where below `images` each prototype is from."""
     torch.manual_seed(seed)
     settings = _MODEL.model_copy(update={"kind": kind})
     network = build_network(settings, len(CLASSES), start_weights=False)
@@ -57,8 +57,10 @@ def make_bundle(folder: Path, seed: int, kind: str = "protopnet") -> str:
         with torch.no_grad():
             network.last_layer.weight += 0.1 * torch.randn_like(network.last_layer.weight)
             network.last_layer.weight *= 0.1  # so that not all probabilities are 1
-    table = _prototype_rows(network) if isinstance(network, ProtoPNet) else None
-    save_bundle(str(folder), network, settings, CLASSES, {"seed": seed}, table)
+    table = _prototype_rows(network, images) if isinstance(network, ProtoPNet) else None
+    save_bundle(
+        str(folder), network, settings, CLASSES, {"seed": seed, "data": {"path": str(Path(images).parent)}}, table
+    )
     return str(folder)
 
 
@@ -68,14 +70,14 @@ def _move_onto_patches(network: ProtoPNet) -> None:
     network.prototypes.copy_(latents_BDHW[:, :, 3:4, 5:6])
 
 
-def _prototype_rows(network: ProtoPNet) -> pa.Table:
+def _prototype_rows(network: ProtoPNet, images: str) -> pa.Table:
     rows = [
         {
             "prototype": number,
             "class": label,
             "class_name": CLASSES[label],
             "image_id": number,
-            "uri": f"images/{number}.jpg",
+            "uri": f"{images}/{number}.jpg",
             "sha256": "ab",
             "width": 180,
             "height": 120,
@@ -160,6 +162,7 @@ def local_app(bundles: Sequence[str], prefix: str = "", **settings: Any) -> Iter
     from starlette.applications import Starlette
     from starlette.routing import Mount
 
+    from protopnet.evidence.sources import Shown
     from protopnet.serving.app import references
     from protopnet.serving.ensemble import Ensemble
     from protopnet.serving.ingress import create_app, read_tokens
@@ -170,7 +173,8 @@ def local_app(bundles: Sequence[str], prefix: str = "", **settings: Any) -> Iter
 
     refs, args = references(bundles), AppSettings.model_validate({"bundles": list(bundles), **settings})
     members = [Member(ref, args.member, threads=1) for ref in refs]
-    ensemble = Ensemble(refs, [member.see for member in members], args.member)
+    shown = Shown(args.sources, args.crops_only)
+    ensemble = Ensemble(refs, [member.see for member in members], args.member, shown)
     service = Service(args, ensemble, [member.ready for member in members], Metrics())
     app = Starlette(routes=[Mount(prefix, create_app(service, read_tokens(args.token_file)))])
     with socket.socket() as listening:

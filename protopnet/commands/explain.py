@@ -18,6 +18,7 @@ from protopnet.cli import Positional, Repeated, checked, parse
 from protopnet.config import Section
 from protopnet.errors import UserError, exit_with_a_sentence
 from protopnet.evidence.figures import page
+from protopnet.evidence.sources import Named, Shown
 from protopnet.model.bundle import INFO
 from protopnet.pages import pictures
 from protopnet.predictor import Predictor
@@ -39,6 +40,12 @@ class ExplainSettings(Section):
     most_similar: int = Field(
         10, ge=0, description="prototypes to list by similarity alone, of whatever class (in the JSON)"
     )
+    sources: Named = Field(
+        "names",
+        description="what is said of training images: full: their locations; names: relative to the data's root; none: "
+        "nothing, and of their pictures the prototypes alone",
+    )
+    crops_only: bool = Field(False, description="of the pictures of training images the prototypes alone")
     max_pixels: int = Field(imaging.MAX_PIXELS, ge=1, description="images with more pixels than this are refused")
 
 
@@ -47,7 +54,8 @@ def explain(settings: ExplainSettings | Mapping[str, Any]) -> Results[Why]:
     settings = checked(ExplainSettings, settings)
     bundles, uris = _bundles_and_images(settings.given)
     storage.check_writable(settings.output, "output")
-    found = Model(Predictor.load(bundles), settings.max_pixels).explain(
+    predictor = Predictor.load(bundles, Shown(settings.sources, settings.crops_only))
+    found = Model(predictor, settings.max_pixels).explain(
         uris,
         why_not=settings.classes,
         top_classes=settings.top_classes,

@@ -9,42 +9,21 @@ uploaded, after any EXIF turn.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
-import pyarrow as pa
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from protopnet.errors import UserError
 from protopnet.evidence.ranking import Head, Order, Ranking, View, rank
+from protopnet.evidence.sources import Box, Shown, Source, Sources
 from protopnet.evidence.sums import Sums, sums_of
 from protopnet.model.bundle import Bundle
 from protopnet.model.network import ProtoPNet
 
-Box = tuple[int, int, int, int]
-
-# Of `prototypes.parquet`, what an explanation repeats of each prototype.
-_SOURCE_COLUMNS = ["image_id", "uri", "sha256", "width", "height", "box", "row", "column", "self_similarity"]
-
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True)
-
-
-class Source(_Record):
-    """The training image a prototype is a patch of."""
-
-    image_id: int
-    uri: str = Field(examples=["birds/Blue_Jay/0014.jpg"])
-    sha256: str = Field(description="of the encoded image")
-    width: int
-    height: int
-    box: Box = Field(description="top, left, bottom, right of the prototype in pixels of the training image")
-    row: int = Field(description="of the patch on the latent map")
-    column: int
-    self_similarity: float = Field(description="similarity of the prototype to its own patch: the most there can be")
-    thumbnail: Base64Bytes | None = Field(None, description="JPEG of the training image, where asked for")
 
 
 class Evidence(_Record):
@@ -108,16 +87,16 @@ class Explanation(_Record):
 
 
 class Explainer:
-    """The heads of an ensemble's members, and where their prototypes come from.
+    """The heads of an ensemble's members, and where their prototypes come from. `shown`: what of that may be told.
 
     `UserError` for a black-box baseline, which has no prototypes to explain with.
     """
 
-    def __init__(self, bundles: Sequence[Bundle]):
+    def __init__(self, bundles: Sequence[Bundle], shown: Shown):
         self.heads = [Head.of(explaining(bundle)) for bundle in bundles]
         self.classes = list(bundles[0].classes)
         self.sizes = [bundle.info.preprocessing.size for bundle in bundles]
-        self._tables = [bundle.prototypes for bundle in bundles]
+        self.sources = [Sources(bundle, shown) for bundle in bundles]
 
     def rank(
         self,
@@ -180,31 +159,18 @@ class Explainer:
 
     def source(self, member: int, prototype: int, *, thumbnail: bool = False) -> Source | None:
         """Where a prototype comes from; None where its bundle doesn't record it."""
-        rows = self._sources[member]
-        if rows is None:
-            return None
-        if not thumbnail:
-            return rows[prototype]
-        return rows[prototype].model_copy(update={"thumbnail": self.thumbnail(member, prototype)})
+        found = self.sources[member].of(prototype)
+        if found is None or not thumbnail:
+            return found
+        return found.model_copy(update={"thumbnail": self.thumbnail(member, prototype)})
 
     def thumbnail(self, member: int, prototype: int) -> bytes | None:
         """JPEG of the training image a prototype comes from; None where its bundle has none."""
-        table = self._tables[member]
-        return None if table is None else table["thumbnail"][prototype].as_py()
-
-    def self_activation(self, member: int, prototype: int) -> list[list[float]] | None:
-        """Similarities of a prototype to the patches of the image it comes from, row by row."""
-        table = self._tables[member]
-        return None if table is None else table["activation_map"][prototype].as_py()
+        return self.sources[member].thumbnail(prototype)
 
     def called(self, member: int, prototype: int) -> dict[str, str | None]:
         """`name` and `group` that people gave a prototype."""
-        table = self._tables[member]
-        return {} if table is None else {name: table[name][prototype].as_py() for name in ("name", "group")}
-
-    @cached_property
-    def _sources(self) -> list[list[Source] | None]:
-        return [None if table is None else _sources(table) for table in self._tables]
+        return self.sources[member].called(prototype)
 
     def _classes(self, ranking: Ranking, logits_BK: Tensor, maps: bool, thumbnails: bool) -> list[ClassEvidence]:
         probabilities_BK = logits_BK.softmax(1).cpu().numpy()
@@ -283,7 +249,3 @@ def wanted_classes(logits_BK: Tensor, top_classes: int, asked: Sequence[Sequence
     top_BC = logits_BK.sort(dim=1, descending=True, stable=True).indices[:, :top_classes].cpu().tolist()
     asked = asked or [()] * len(top_BC)
     return [list(dict.fromkeys([*top, *more])) for top, more in zip(top_BC, asked, strict=True)]
-
-
-def _sources(table: pa.Table) -> list[Source]:
-    return [Source(**row) for row in table.select(_SOURCE_COLUMNS).to_pylist()]

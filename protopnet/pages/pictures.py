@@ -66,12 +66,15 @@ def heat_png(map_HW: Sequence[Sequence[float]] | np.ndarray, side: int = HEAT_SI
 
 def crop(image: Image.Image, box: Sequence[int], size: tuple[int, int]) -> Image.Image:
     """What is in a box that is measured on an original of `size` (width, height); never empty."""
-    (top, left, bottom, right), (width, height) = box, image.size
+    return image.crop(place(box, size, image.size))
+
+
+def place(box: Sequence[int], size: tuple[int, int], copy: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A box that is measured on an original of `size`, on a copy of another: left, top, right, bottom, as PIL has it."""
+    (top, left, bottom, right), (width, height) = box, copy
     across, down = width / size[0], height / size[1]
     x, y = min(round(left * across), width - 1), min(round(top * down), height - 1)
-    return image.crop(
-        (x, y, min(width, max(x + 1, round(right * across))), min(height, max(y + 1, round(bottom * down))))
-    )
+    return x, y, min(width, max(x + 1, round(right * across))), min(height, max(y + 1, round(bottom * down)))
 
 
 def shrunk(image: Image.Image, side: int) -> Image.Image:

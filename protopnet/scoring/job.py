@@ -17,6 +17,7 @@ from protopnet.cli import Repeated
 from protopnet.cluster import PassPlan, connect, plan_pass
 from protopnet.config import ComputeSettings, Section
 from protopnet.errors import UserError
+from protopnet.evidence.sources import Named, Shown
 from protopnet.imaging import MAX_PIXELS
 from protopnet.lease import Lease
 from protopnet.passes.image_pass import over_blocks
@@ -48,6 +49,10 @@ class ScoreSettings(Section):
     )
     output: str = Field(description="folder for scores.json and parts/: a local path or s3://…")
     explain: int = Field(0, ge=0, le=1000, description="prototypes to list as evidence for each prediction")
+    sources: Named = Field(
+        "names",
+        description="what evidence says of training images: full: their locations; names: relative to the data's root",
+    )
     top: int = Field(5, ge=1, le=1000, description="classes to list for each image")
     abstain: float | None = Field(
         None, ge=0, le=1, description="no prediction where the probability (see abstain_by) is below this"
@@ -104,7 +109,7 @@ def score(settings: ScoreSettings, reporter: Reporter, started: float) -> tuple[
 
 
 def _score(settings: ScoreSettings, reporter: Reporter, started: float, lease: Lease) -> tuple[dict[str, Any], Tally]:
-    predictor = Predictor.load(settings.bundle)
+    predictor = Predictor.load(settings.bundle, Shown(settings.sources))
     if settings.explain:
         _ = predictor.explainer  # a baseline can't: say so before anything is begun
     source = open_input(settings.input)

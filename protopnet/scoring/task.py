@@ -63,8 +63,8 @@ class Scorer:
         self.schema = score_schema(options.explain > 0)
         self.classes = pa.array(predictor.classes, pa.string())
         tables = [bundle.prototypes for bundle in predictor.bundles]
-        self.sources = [None if table is None else table["uri"].combine_chunks() for table in tables]
         self.names = [None if table is None else table["name"].combine_chunks() for table in tables]
+        self.sources = [of_member.uris() for of_member in predictor.explainer.sources] if options.explain else []
 
     def __call__(self, rows: pa.Table, pictures: Sequence[Picture | BadImage]) -> tuple[pa.Table, Agreement]:
         """The rows to write for rows of a manifest and their images; with bf16, how far it is from float32."""

@@ -69,7 +69,7 @@ class Catalogue:
         strongest = weights_K.abs().sort(descending=True, stable=True).indices[:_STRONGEST].tolist()
         return PrototypeDetail(
             **self._prototype(member, prototype),
-            activation_map=self._explainer.self_activation(member, prototype),
+            activation_map=self._explainer.sources[member].self_activation(prototype),
             connections=[
                 Connection(class_=k, class_name=self._ensemble.classes[k], connection=float(weights_K[k]))
                 for k in strongest
@@ -94,8 +94,9 @@ class Catalogue:
         return pictures.encoded(pictures.crop(image, source.box, (source.width, source.height)))
 
     def etag(self, *what: object) -> str:
-        """Of a picture: names the bundles too, so it changes with them."""
-        return f'"{hashlib.sha256(repr((self._ensemble.hash, what)).encode()).hexdigest()[:24]}"'
+        """Of a picture: it changes with the bundles, and with what may be shown of them."""
+        shown = (self._settings.sources, self._settings.crops_only)
+        return f'"{hashlib.sha256(repr((self._ensemble.hash, shown, what)).encode()).hexdigest()[:24]}"'
 
     def _check(self, member: int, prototype: int) -> None:
         if not 0 <= member < len(self._of_class):

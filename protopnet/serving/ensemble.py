@@ -16,6 +16,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from protopnet.evidence.explanation import Explainer
 from protopnet.evidence.ranking import View
+from protopnet.evidence.sources import Shown
 from protopnet.model.bundle import Bundle, BundleInfo
 from protopnet.model.network import ProtoPNet
 from protopnet.predictor import Predictor, Scores, sum_up
@@ -38,7 +39,9 @@ class Ask(Protocol):
 class Ensemble:
     """Members by number. Of their bundles only what explanations need is kept: no backbones."""
 
-    def __init__(self, bundles: Sequence[BundleRef], ask: Sequence[Ask], settings: MemberSettings) -> None:
+    def __init__(
+        self, bundles: Sequence[BundleRef], ask: Sequence[Ask], settings: MemberSettings, shown: Shown
+    ) -> None:
         self.refs = list(bundles)
         self._couriers = [
             Courier(
@@ -57,7 +60,7 @@ class Ensemble:
         self.classes, self.sizes = predictor.classes, predictor.sizes
         self.infos: list[BundleInfo] = [bundle.info for bundle in predictor.bundles]
         self.hash = combined_hash(self.refs)
-        self.explainer: Explainer | None = _explainer(predictor.bundles)
+        self.explainer: Explainer | None = _explainer(predictor.bundles, shown)
         self.map_cells = max(_map_cells(bundle) for bundle in predictor.bundles)
 
     async def look(self, pixels_B: Sequence[Mapping[int, np.ndarray]], whole: bool) -> list[list[Seen]]:
@@ -102,10 +105,10 @@ def _map_cells(bundle: Bundle) -> int:
     return rows * columns
 
 
-def _explainer(bundles: Sequence[Bundle]) -> Explainer | None:
+def _explainer(bundles: Sequence[Bundle], shown: Shown) -> Explainer | None:
     if not all(isinstance(bundle.network, ProtoPNet) for bundle in bundles):
         return None
-    return Explainer(bundles)
+    return Explainer(bundles, shown)
 
 
 async def all_ready(ready: Sequence[Callable[[BundleRef], Awaitable[bool]]], bundles: Sequence[BundleRef]) -> None:

@@ -19,6 +19,7 @@ from starlette.responses import Response
 import protopnet
 from protopnet import storage
 from protopnet.errors import UserError
+from protopnet.evidence.sources import Shown
 from protopnet.serving import about
 from protopnet.serving.ensemble import Ensemble, all_ready
 from protopnet.serving.gate import Gate, request_id
@@ -46,7 +47,8 @@ class Ingress:
     ) -> None:
         ask, ready = [member.see.remote for member in members], [member.ready.remote for member in members]
         self._settings, self._tokens = settings, read_tokens(settings.token_file)
-        ensemble = await asyncio.to_thread(Ensemble, bundles, ask, settings.member)
+        shown = Shown(settings.sources, settings.crops_only)
+        ensemble = await asyncio.to_thread(Ensemble, bundles, ask, settings.member, shown)
         # Before this a rolling update would send requests to a replica whose members are still loading.
         await all_ready(ready, bundles)
         self._service = Service(settings, ensemble, ready, Metrics())

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
-from protopnet.evidence.explanation import Explanation, Source
+from protopnet.evidence.explanation import Explanation
+from protopnet.evidence.sources import Source
 
 ClassText = Annotated[str, Field(min_length=1, max_length=200)]
 

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from protopnet.config import Section
+from protopnet.evidence.sources import Named
 from protopnet.imaging import BYTES_A_PIXEL, MAX_PIXELS
 
 
@@ -99,6 +100,12 @@ class AppSettings(Section):
     min_rate: int = Field(
         10_000, ge=1, description="bytes a second with which a body must come, after its first seconds; else 408"
     )
+    sources: Named = Field(
+        "names",
+        description="what is said of training images: full: their locations; names: relative to the data's root; none: "
+        "nothing, and of their pictures the prototypes alone",
+    )
+    crops_only: bool = Field(False, description="of the pictures of training images the prototypes alone")
     token_file: str | None = Field(
         None,
         description="file with the bearer tokens that open the API, one a line; the API is open to all who reach it "

@@ -184,7 +184,7 @@ def test_a_prototype_in_detail(service, bundles):
     assert {c["class"]: c["connection"] for c in detail["connections"]} == dict(
         enumerate(explainer.heads[0].weights_KP[:, 4].tolist())
     )
-    assert detail["activation_map"] == explainer.self_activation(0, 4)
+    assert detail["activation_map"] == explainer.sources[0].self_activation(4)
     assert detail["source"]["box"] == [30, 60, 60, 120]
 
 

@@ -12,6 +12,7 @@ from serving import CLASSES, photo
 from protopnet import imaging
 from protopnet.config import ModelSettings
 from protopnet.errors import UserError
+from protopnet.evidence.sources import Shown
 from protopnet.model.bundle import save_bundle
 from protopnet.model.network import build_network, set_phase
 from protopnet.predictor import Predictor
@@ -112,6 +113,6 @@ def test_bulk_scoring_and_the_service_say_the_same(predictor: Predictor, uris: l
 async def _served(refs: list, members: list[Member]) -> torch.Tensor:
     """Logits as the ingress adds them up."""
 
-    ensemble = Ensemble(refs, [member.see for member in members], MemberSettings())
+    ensemble = Ensemble(refs, [member.see for member in members], MemberSettings(), Shown())
     uploads = [decode(Upload(None, data), ensemble.sizes, AppSettings()) for data in ENCODED]
     return ensemble.scores(await ensemble.look([each.pixels for each in uploads], whole=True)).logits_BK

@@ -136,7 +136,7 @@ async function fillSource(line, item, prototype, model) {
     if (!picture) throw new Error("the bundle keeps no picture");
     const link = make(
       "a",
-      { href: `#prototypes/${item.class}`, title: `${fileName(item.source)}: see all prototypes of this class` },
+      { href: `#prototypes/${item.class}`, title: [fileName(item.source), "see all prototypes of this class"].filter(Boolean).join(": ") },
       whole(picture, { box: item.source.box, label: `The training image of ${prototype}, with the prototype in a box` }),
     );
     cropCell.replaceChildren(part(picture, item.source.box, prototype));

@@ -20,8 +20,8 @@ export async function trainingPicture({ member, prototype, source, thumbnail }, 
   return picture && { ...picture, width: source.width, height: source.height };
 }
 
-/** Name of the file a prototype comes from. */
-export const fileName = (source) => source.uri.split("/").pop();
+/** Name of the file a prototype comes from, where it may be told. */
+export const fileName = (source) => source.uri?.split("/").pop() ?? "";
 
 /** Prototypes from evenly spaced places among all of them, begun at random. */
 export async function someOf(model, count) {
@@ -76,7 +76,7 @@ export function gallery(model) {
 function card(item, model) {
   const pair = make("div", { class: "pair" }, make("div", { class: "waiting" }));
   fillPair(pair, item, model);
-  const file = item.source && make("small", { title: item.source.uri }, fileName(item.source));
+  const file = item.source?.uri && make("small", { title: item.source.uri }, fileName(item.source));
   return make("li", {}, pair, make("b", {}, model.names[item.class]), make("small", {}, model.number(item)), file);
 }
 
