@@ -165,7 +165,8 @@ def local_app(bundles: Sequence[str], prefix: str = "", **settings: Any) -> Iter
     from protopnet.evidence.sources import Shown
     from protopnet.serving.app import references
     from protopnet.serving.ensemble import Ensemble
-    from protopnet.serving.ingress import create_app, read_tokens
+    from protopnet.serving.ingress import create_app
+    from protopnet.serving.keys import Keys
     from protopnet.serving.members import Member
     from protopnet.serving.metrics import Metrics
     from protopnet.serving.service import Service
@@ -176,7 +177,7 @@ def local_app(bundles: Sequence[str], prefix: str = "", **settings: Any) -> Iter
     shown = Shown(args.sources, args.crops_only)
     ensemble = Ensemble(refs, [member.see for member in members], args.member, shown)
     service = Service(args, ensemble, [member.ready for member in members], Metrics())
-    app = Starlette(routes=[Mount(prefix, create_app(service, read_tokens(args.token_file)))])
+    app = Starlette(routes=[Mount(prefix, create_app(service, Keys(args.token_file)))])
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(256)  # whoever comes before the server is up waits for it

@@ -35,7 +35,7 @@ from protopnet.lease import Lease
 from protopnet.model.bundle import Bundle, load_bundle
 from protopnet.passes.image_pass import PassOptions
 from protopnet.progress import LineReporter, Stopwatch, make_reporter
-from protopnet.serving.ingress import read_tokens
+from protopnet.serving.keys import Keys
 from protopnet.workbench.app import create_app
 from protopnet.workbench.bench import Workbench
 from protopnet.workbench.cache import Cache, write_cache
@@ -70,7 +70,7 @@ def main() -> None:
     settings = parse(WorkbenchSettings, description=__doc__)
     if storage.is_remote(settings.folder):
         raise UserError(f"folder {settings.folder}: expected a local folder, for files that grow; change --folder")
-    tokens = read_tokens(settings.token_file)
+    keys = Keys(settings.token_file)
     storage.check_writable(settings.folder, "folder")
     check_free(settings.host, settings.port)
     bundle = load_bundle(settings.bundle)
@@ -80,7 +80,7 @@ def main() -> None:
         connect(settings.compute, {"DATA": settings.data})
         bench = prepare(bundle, corrector, log, settings)
         print(f"workbench  http://{settings.host}:{settings.port}/", flush=True)
-        serve(bench, tokens, settings)
+        serve(bench, keys, settings)
         bench.session.close()
 
 
@@ -168,9 +168,9 @@ def _audited(bundle: Bundle, dataset: Dataset, folder: Path, settings: Workbench
     reporter.close()
 
 
-def serve(bench: Workbench, tokens: list[bytes], settings: WorkbenchSettings) -> None:
+def serve(bench: Workbench, keys: Keys, settings: WorkbenchSettings) -> None:
     """Until the process is told to stop."""
-    app = create_app(bench, tokens)
+    app = create_app(bench, keys)
     config = uvicorn.Config(
         app, settings.host, settings.port, log_level="warning", timeout_graceful_shutdown=_STOPS_WITHIN_S
     )

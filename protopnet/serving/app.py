@@ -16,7 +16,9 @@ from protopnet import storage
 from protopnet.machine import usable_cpus
 from protopnet.model.bundle import read_info
 from protopnet.predictor import check_one_task
-from protopnet.serving.ingress import Ingress, read_tokens
+from protopnet.serving.audit import check_folder
+from protopnet.serving.ingress import Ingress
+from protopnet.serving.keys import read_keys
 from protopnet.serving.members import BundleRef, Member
 from protopnet.serving.settings import AppSettings, IngressSettings, MemberSettings
 
@@ -31,9 +33,13 @@ _OTHER_REQUESTS = 1000
 
 def build(args: AppSettings) -> Application:
     """The Serve application of these settings. `UserError` where a bundle is none, or they don't go together."""
-    read_tokens(args.token_file)
-    if args.token_file is not None:  # replicas may work in another folder than this process
-        args = args.model_copy(update={"token_file": storage.located(args.token_file)})
+    if args.token_file is not None:
+        read_keys(args.token_file)
+    if args.audit_log is not None:
+        check_folder(args.audit_log)
+    # Replicas may work in another folder than this process.
+    located = {name: storage.located(uri) for name in ("token_file", "audit_log") if (uri := getattr(args, name))}
+    args = args.model_copy(update=located)
     bundles = references(args.bundles)
     threads = args.member.threads or max(1, usable_cpus() // (len(bundles) * args.member.max_replicas))
     member = serve.deployment(**_member_options(args))(Member)

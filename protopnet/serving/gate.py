@@ -1,35 +1,38 @@
-"""What every request passes before and after its route: identity, token, and what is counted and logged.
+"""What every request passes before and after its route: identity, key, and what is counted, logged and written down.
 
 Pure ASGI, around the whole application: whatever goes wrong further in becomes one shape of error here.
 """
 
 import asyncio
-import hmac
 import logging
 import time
 import uuid
-from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from protopnet.serving.audit import AuditLog
+from protopnet.serving.keys import Key, Keys
 from protopnet.serving.metrics import Metrics
 from protopnet.serving.refusals import Refusal
 
 logger = logging.getLogger("ray.serve")  # Serve writes it as JSON, with the request's id
 
-# Without a token: health for orchestrators, and what holds nothing of the model: the page and the documentation.
+# Without a key: health for orchestrators, and what holds nothing of the model: the page and the documentation.
 _OPEN = {"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/favicon.ico"}
 _OPEN_BELOW = ("/page/", "/docs/")
 _GONE = 499  # counted where nobody is listening any more
 
 
 class Gate:
-    """Around the application. `tokens`: any of them opens it; none: it is open. metrics: where requests are counted."""
+    """Around the application, which any of the `keys` opens. metrics: where requests are counted; audit_log: where
+    it is written down who asked what."""
 
-    def __init__(self, app: ASGIApp, tokens: Sequence[bytes], metrics: Metrics | None) -> None:
-        self._app, self._tokens, self._metrics = app, list(tokens), metrics
+    def __init__(
+        self, app: ASGIApp, keys: Keys, metrics: Metrics | None = None, audit_log: AuditLog | None = None
+    ) -> None:
+        self._app, self._keys, self._metrics, self._audit_log = app, keys, metrics, audit_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,9 +42,14 @@ class Gate:
         answer = _Answer(send, with_body=scope["method"] != "HEAD")
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
+        key: Key | None = None
         try:
-            self._check_token(scope)
-            await self._app(scope, receive, answer)
+            key = await self._key(scope)
+            if key is not None and scope["method"] == "POST":
+                with key.working():
+                    await self._app(scope, receive, answer)
+            else:
+                await self._app(scope, receive, answer)
         except Refusal as refusal:
             await answer.refuse(refusal, scope, receive)
         except ClientDisconnect:
@@ -56,17 +64,40 @@ class Gate:
             route = getattr(scope.get("route"), "path", "other")
             if self._metrics is not None:
                 self._metrics.request(route, answer.status, time.perf_counter() - started)
+            if self._audit_log is not None and not _is_open(_path(scope)):
+                self._write_down(self._audit_log, scope, key, answer.status)
 
-    def _check_token(self, scope: Scope) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if not self._tokens or path in _OPEN or path.startswith(_OPEN_BELOW):
-            return
-        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        # Every token is compared whole, so that the time taken says nothing about them.
-        matches = [hmac.compare_digest(given.strip().encode(), token) for token in self._tokens]
-        if scheme.lower() != "bearer" or not any(matches):
+    async def _key(self, scope: Scope) -> Key | None:
+        if not self._keys.wanted or _is_open(_path(scope)):
+            return None
+        key = await self._keys.find(Headers(scope=scope).get("authorization", ""))
+        if key is None:
             message = "send the header `Authorization: Bearer <token>` with a token of this service"
             raise Refusal("unauthorized", message, {"WWW-Authenticate": "Bearer"})
+        return key
+
+    def _write_down(self, audit_log: AuditLog, scope: Scope, key: Key | None, status: int) -> None:
+        try:
+            audit_log.add(
+                key=key.name if key is not None else None,
+                method=scope["method"],
+                path=_path(scope),
+                query=scope["query_string"].decode("latin-1"),
+                request_id=request_id(scope),
+                status=status,
+            )
+        except OSError:
+            logger.exception("the audit log can't be written")
+
+
+def _path(scope: Scope) -> str:
+    """Below the prefix of the application."""
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN or path.startswith(_OPEN_BELOW)
 
 
 class _Answer:

@@ -17,12 +17,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 import protopnet
-from protopnet import storage
-from protopnet.errors import UserError
 from protopnet.evidence.sources import Shown
 from protopnet.serving import about
+from protopnet.serving.audit import AuditLog, check_folder
 from protopnet.serving.ensemble import Ensemble, all_ready
 from protopnet.serving.gate import Gate, request_id
+from protopnet.serving.keys import Keys
 from protopnet.serving.members import BundleRef
 from protopnet.serving.metrics import Metrics
 from protopnet.serving.refusals import Refusal
@@ -46,18 +46,20 @@ class Ingress:
         self, settings: AppSettings, bundles: Sequence[BundleRef], *members: DeploymentHandle
     ) -> None:
         ask, ready = [member.see.remote for member in members], [member.ready.remote for member in members]
-        self._settings, self._tokens = settings, read_tokens(settings.token_file)
+        self._keys = Keys(settings.token_file)
         shown = Shown(settings.sources, settings.crops_only)
         ensemble = await asyncio.to_thread(Ensemble, bundles, ask, settings.member, shown)
         # Before this a rolling update would send requests to a replica whose members are still loading.
         await all_ready(ready, bundles)
         self._service = Service(settings, ensemble, ready, Metrics())
+        if settings.audit_log is not None:
+            check_folder(settings.audit_log)  # on the node that this replica is on
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._service, self._tokens)
+        return create_app(self._service, self._keys)
 
 
-def create_app(service: Service, tokens: Sequence[bytes]) -> FastAPI:
+def create_app(service: Service, keys: Keys) -> FastAPI:
     """The ASGI application of one replica."""
     app: FastAPI = FastAPIOffline(
         title="protopnet",
@@ -66,13 +68,14 @@ def create_app(service: Service, tokens: Sequence[bytes]) -> FastAPI:
         redoc_url=None,
         static_url="/docs/static",
     )
-    bearer = [Security(HTTPBearer(auto_error=False))] if tokens else []
+    bearer = [Security(HTTPBearer(auto_error=False))] if keys.wanted else []
     app.include_router(api(service, bearer))
     app.include_router(operations(service, bearer))
     add_page(app, _PAGE)
     app.add_exception_handler(RequestValidationError, _refused)
     app.add_exception_handler(HTTPException, _refused)
-    app.add_middleware(Gate, tokens=tokens, metrics=service.metrics)
+    audit_log = AuditLog(folder, service.ensemble.hash) if (folder := service.settings.audit_log) else None
+    app.add_middleware(Gate, keys=keys, metrics=service.metrics, audit_log=audit_log)
     if service.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -82,20 +85,6 @@ def create_app(service: Service, tokens: Sequence[bytes]) -> FastAPI:
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     return app
-
-
-def read_tokens(uri: str | None) -> list[bytes]:
-    """The tokens of the file, one a line. Raises `UserError` where there is none in it."""
-    if uri is None:
-        return []
-    try:
-        lines = storage.read_bytes(uri).splitlines()
-    except FileNotFoundError:
-        raise UserError(f"there is no file {uri}; expected one bearer token a line; change token_file") from None
-    tokens = [line.strip() for line in lines if line.strip()]
-    if not tokens:
-        raise UserError(f"{uri} has no token in it; expected one a line; change token_file")
-    return tokens
 
 
 async def _refused(request: Request, error: Exception) -> Response:

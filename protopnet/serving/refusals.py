@@ -24,6 +24,7 @@ CODES: dict[str, tuple[int, str]] = {
     "not_an_image": (415, "the bytes aren't an image of a known kind"),
     "bad_option": (422, "an option that isn't known, or a value out of its bounds"),
     "over_budget": (422, "more evidence asked for than `max_evidence` or `max_answer_bytes` allow"),
+    "too_many_requests": (429, "this key has had its share for now; try again after the seconds of `Retry-After`"),
     "internal": (500, "a defect of the service; its log has more under the request id"),
     "overloaded": (503, "too much to do; try again after the seconds of `Retry-After`"),
     "not_ready": (503, "the members aren't all up yet; try again after the seconds of `Retry-After`"),
@@ -50,6 +51,10 @@ def overloaded(message: str, retry_after_s: int = 1) -> Refusal:
     return Refusal("overloaded", message, {"Retry-After": str(retry_after_s)})
 
 
+def too_many_requests(message: str, retry_after_s: int) -> Refusal:
+    return Refusal("too_many_requests", f"{message}; try again", {"Retry-After": str(retry_after_s)})
+
+
 def not_ready(message: str, retry_after_s: int = 2) -> Refusal:
     return Refusal("not_ready", message, {"Retry-After": str(retry_after_s)})
 
@@ -64,7 +69,7 @@ def documented(codes: Iterable[str], model: type) -> dict[int | str, dict[str, A
         examples = entry["content"]["application/json"].setdefault("examples", {})
         error = {"code": code, "message": f"{meaning}.", "request_id": "5f2b8c0e-8a4f-4a53-9d0b-3d7b3f6f1c11"}
         examples[code] = {"value": {"error": error}}
-        if status == 503:
+        if status in (429, 503):
             seconds = {"description": "seconds to wait", "schema": {"type": "integer"}}
             entry["headers"] = {"Retry-After": seconds}
     return found

@@ -27,7 +27,7 @@ from protopnet.serving.service import Service
 _ANY = ("unauthorized", "internal")
 _IMAGES = (
     *("bad_request", "bad_image", "unknown_class", "too_many_bytes", "too_many_pixels", "too_many_images"),
-    *("not_an_image", "bad_option", "slow_body", "overloaded", "not_ready", "timeout"),
+    *("not_an_image", "bad_option", "slow_body", "too_many_requests", "overloaded", "not_ready", "timeout"),
 )
 _JPEG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},

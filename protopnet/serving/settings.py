@@ -108,8 +108,13 @@ class AppSettings(Section):
     crops_only: bool = Field(False, description="of the pictures of training images the prototypes alone")
     token_file: str | None = Field(
         None,
-        description="file with the bearer tokens that open the API, one a line; the API is open to all who reach it "
+        description="file with the bearer tokens that open the API, one a line, after it a name and limits: "
+        "`TOKEN pathology a_minute=120 at_once=4`; read again when it changes; the API is open to all who reach it "
         "when left out",
+    )
+    audit_log: str | None = Field(
+        None,
+        description="local folder for a line of JSON a request: which key asked what, when, which bundles answered",
     )
     cors_origins: list[str] = Field(
         [], description="origins (https://example.org) whose pages may call the API from a browser"

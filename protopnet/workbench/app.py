@@ -5,7 +5,7 @@ another origin can send one, since a browser asks first and nobody answers.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from protopnet.errors import UserError
 from protopnet.serving.gate import Gate, request_id
 from protopnet.serving.ingress import add_page
+from protopnet.serving.keys import Keys
 from protopnet.serving.refusals import Refusal
 from protopnet.workbench.bench import Workbench
 
@@ -32,7 +33,7 @@ class _Body(BaseModel):
     decision: dict[str, Any] = {}
 
 
-def create_app(bench: Workbench, tokens: Sequence[bytes]) -> FastAPI:
+def create_app(bench: Workbench, keys: Keys) -> FastAPI:
     """The ASGI application. What can't be done is refused in the service's form, with a sentence."""
     app = FastAPI(title="protopnet workbench", docs_url=None, redoc_url=None, openapi_url=None)
     add_page(app, *_PAGES)
@@ -66,7 +67,7 @@ def create_app(bench: Workbench, tokens: Sequence[bytes]) -> FastAPI:
     done("/v1/undo", lambda body: bench.undo(body.seat))
     done("/v1/redo", lambda body: bench.redo(body.seat))
     done("/v1/save", lambda body: bench.save(body.seat))
-    app.add_middleware(Gate, tokens=tokens, metrics=None)
+    app.add_middleware(Gate, keys=keys)
     return app
 
 

@@ -67,7 +67,11 @@ class TestRayUp:
             each = [kind["docker"]["worker_run_options"] for kind in workers] + [config["docker"]["head_run_options"]]
         assert all(any(option.startswith("--shm-size=") for option in own) for own in each)
         assert any("--log-opt max-size=" in option for option in options)
-        assert any(option.endswith(":/tmp/ray") for option in options)
+        [folder] = [option.split()[1].split(":")[0] for option in options if option.endswith(":/tmp/ray")]
+        made = " ".join(
+            config["initialization_commands"]
+        )  # by docker it would be root's, and closed to the container's user
+        assert f"install -d -m 1777 {folder}" in made
 
     def test_the_image_is_of_the_version_of_ray_that_is_locked(self, path: Path) -> None:
         assert load(path)["docker"]["image"].endswith(f"/protopnet:ray-{locked('ray')}")
@@ -273,5 +277,7 @@ def test_the_image_has_what_it_copies_and_lets_nothing_in_without_a_token() -> N
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     assert re.findall(r"RAY_AUTH_MODE=(\w+)", dockerfile) == ["token"]
     assert f"protopnet:ray-{locked('ray')}" in dockerfile
+    assert re.findall(r"^USER (.+)", dockerfile, re.MULTILINE) == ["ray"]
+    assert re.search(r"useradd .*--uid 1000 .*\bray$", dockerfile, re.MULTILINE)
     wanted = [line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"]
     assert [name for name in wanted if not (ROOT / name).exists()] == []

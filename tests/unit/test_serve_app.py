@@ -11,7 +11,6 @@ from serving import SIZE, photo
 
 from protopnet.errors import UserError
 from protopnet.serving.app import build
-from protopnet.serving.ingress import read_tokens
 from protopnet.serving.metrics import merged
 from protopnet.serving.refusals import CODES, Refusal
 from protopnet.serving.settings import AppSettings
@@ -51,18 +50,6 @@ def test_wrong_settings(wrong):
 def test_an_application_of_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match="no complete bundle"):
         build(AppSettings(bundles=[str(tmp_path)]))
-
-
-def test_tokens(tmp_path):
-    file = tmp_path / "tokens"
-    file.write_text(" one \n\ntwo\n")
-    assert read_tokens(str(file)) == [b"one", b"two"]
-    assert read_tokens(None) == []
-    file.write_text(" \n")
-    with pytest.raises(UserError, match="no token in it"):
-        read_tokens(str(file))
-    with pytest.raises(UserError, match="token_file"):
-        read_tokens(str(tmp_path / "nothing"))
 
 
 def test_only_the_service_itself_is_to_blame_for_a_500():

@@ -8,6 +8,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from protopnet.serving.gate import Gate
+from protopnet.serving.keys import Keys
 
 
 class Counted:
@@ -48,7 +49,7 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
 
 def test_head_is_get_without_the_body() -> None:
     async def run() -> None:
-        start, body = await through(Gate(hello, [], Counted()), scope("HEAD"))  # type: ignore[arg-type]
+        start, body = await through(Gate(hello, Keys(None), Counted(), None), scope("HEAD"))  # type: ignore[arg-type]
         assert (start["status"], dict(start["headers"])[b"content-length"]) == (200, b"5")
         assert body["body"] == b""
 
@@ -65,12 +66,12 @@ def test_a_request_whose_client_has_gone_is_counted_as_such(method: str) -> None
 
     async def run() -> None:
         counted = Counted()
-        asked = asyncio.create_task(through(Gate(for_ever, [], counted), scope(method)))  # type: ignore[arg-type]
+        asked = asyncio.create_task(through(Gate(for_ever, Keys(None), counted, None), scope(method)))  # type: ignore[arg-type]
         await asyncio.sleep(0.01)
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked
-        await through(Gate(gone, [], counted), scope(method))  # type: ignore[arg-type]
+        await through(Gate(gone, Keys(None), counted, None), scope(method))  # type: ignore[arg-type]
         assert counted.statuses == [499, 499]
 
     asyncio.run(run())

@@ -17,6 +17,7 @@ from protopnet.auditing.audit_files import write_audit
 from protopnet.auditing.findings import AuditSettings
 from protopnet.auditing.prune import Corrector
 from protopnet.errors import UserError
+from protopnet.serving.keys import Keys
 from protopnet.workbench.app import create_app
 from protopnet.workbench.bench import Workbench
 from protopnet.workbench.cache import Cache, write_cache
@@ -79,13 +80,13 @@ def connect(prepared: tuple[Corrector, Path], tmp_path: Path) -> Iterator[Connec
     corrector, folder = prepared
     sessions: list[Session] = []
 
-    def connect(*tokens: bytes) -> TestClient:
+    def connect(token_file: Path | None = None) -> TestClient:
         cache = Cache.load(folder / "cache", "here", corrector.dataset, corrector.trained.last_layer)
         assert cache is not None
         sessions.append(Session(corrector, cache, DecisionLog(tmp_path / "decisions.jsonl"), OPTIONS))
         catalogue = Catalogue(folder / "audit", corrector.dataset, corrector.known.grid, 1_000_000)
         bench = Workbench(sessions[-1], catalogue, Desk(), tmp_path, lambda: "the/new/bundle")
-        return TestClient(create_app(bench, tokens))
+        return TestClient(create_app(bench, Keys(str(token_file) if token_file else None)))
 
     yield connect
     for session in sessions:
@@ -210,8 +211,9 @@ def test_what_can_t_be_decided_is_said(client: TestClient, decision: dict[str, A
         assert said in answer.json()["error"]["message"]
 
 
-def test_the_gate_and_other_origins(connect: Connect) -> None:
-    client = connect(b"secret")
+def test_the_gate_and_other_origins(connect: Connect, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("secret")
+    client = connect(tmp_path / "tokens")
     assert client.get("/").status_code == 200
     assert client.get("/page/bench.js").status_code == 200
     assert client.get("/v1/state").status_code == 401
