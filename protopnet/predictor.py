@@ -102,7 +102,7 @@ class Predictor:
     @cached_property
     def explainer(self) -> Explainer:
         """Raises `UserError` where a bundle is a black-box baseline."""
-        return Explainer(self.bundles, self.shown)
+        return Explainer.of(self.bundles, self.shown)
 
     @torch.inference_mode()
     def views(self, images: Images, *, precision: Precision = "float32", pad_to: int | None = None) -> list[View]:

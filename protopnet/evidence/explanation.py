@@ -18,8 +18,9 @@ from protopnet.errors import UserError
 from protopnet.evidence.ranking import Head, Order, Ranking, View, rank
 from protopnet.evidence.sources import Box, Shown, Source, Sources
 from protopnet.evidence.sums import Sums, sums_of
-from protopnet.model.bundle import Bundle
+from protopnet.model.bundle import Bundle, BundleInfo
 from protopnet.model.network import ProtoPNet
+from protopnet.model.prototype_table import PrototypeTable
 
 
 class _Record(BaseModel):
@@ -87,16 +88,20 @@ class Explanation(_Record):
 
 
 class Explainer:
-    """The heads of an ensemble's members, and where their prototypes come from. `shown`: what of that may be told.
+    """The heads of an ensemble's members, and where their prototypes come from."""
 
-    `UserError` for a black-box baseline, which has no prototypes to explain with.
-    """
+    def __init__(self, heads: Sequence[Head], infos: Sequence[BundleInfo], sources: Sequence[Sources]):
+        self.heads, self.sources = list(heads), list(sources)
+        self.classes = list(infos[0].classes)
+        self.sizes = [info.preprocessing.size for info in infos]
 
-    def __init__(self, bundles: Sequence[Bundle], shown: Shown):
-        self.heads = [Head.of(explaining(bundle)) for bundle in bundles]
-        self.classes = list(bundles[0].classes)
-        self.sizes = [bundle.info.preprocessing.size for bundle in bundles]
-        self.sources = [Sources(bundle, shown) for bundle in bundles]
+    @classmethod
+    def of(cls, bundles: Sequence[Bundle], shown: Shown) -> "Explainer":
+        """Of loaded bundles. `UserError` for a black-box baseline, which has no prototypes to explain with."""
+        heads = [Head.of(explaining(bundle)) for bundle in bundles]
+        tables = [None if bundle.prototypes is None else PrototypeTable.of(bundle.prototypes) for bundle in bundles]
+        infos = [bundle.info for bundle in bundles]
+        return cls(heads, infos, [Sources(t, info.provenance, shown) for t, info in zip(tables, infos, strict=True)])
 
     def rank(
         self,

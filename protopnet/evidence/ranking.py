@@ -104,16 +104,15 @@ def rank(
     first_M = np.cumsum([0] + [len(head.prototype_class_P) for head in heads])
     with true_float32():
         similarities_BS = torch.cat([view.similarities_BP.float() for view in views], dim=1)
-        weights_KS = torch.cat([head.weights_KP.to(similarities_BS.device) for head in heads], dim=1)
         similarities_RS = similarities_BS[torch.from_numpy(image_R)]
-        connections_RS = weights_KS[torch.from_numpy(class_R)]
+        connections_RS = _connections(heads, class_R).to(similarities_BS.device)
         points_RS = similarities_RS * connections_RS
         total_R = points_RS.double().sum(1)
-        own_RS = torch.from_numpy(np.concatenate([h.prototype_class_P for h in heads])[None] == class_R[:, None])
+        own_RS = torch.from_numpy(
+            np.concatenate([h.prototype_class_P[None] == class_R[:, None] for h in heads], axis=1)
+        )
         own_R = (points_RS.double() * own_RS.to(points_RS.device)).sum(1)
-        order_RS = points_RS if by == "points" else similarities_RS
-        # Stable, so that equal points don't change places with the size of the batch.
-        order_RN = order_RS.sort(dim=1, descending=True, stable=True).indices[:, :listed]
+        order_RN = _highest(points_RS if by == "points" else similarities_RS, listed)
         place_RN = order_RN.cpu().numpy()
         index_BS = torch.cat([view.index_BP for view in views], dim=1)
         cell_RN = index_BS[torch.from_numpy(image_R)].gather(1, order_RN).cpu().numpy()
@@ -136,6 +135,22 @@ def rank(
         pair_RN=pair_RN,
         maps=maps,
     )
+
+
+def _connections(heads: Sequence[Head], class_R: np.ndarray) -> Tensor:
+    """Of each class to the prototypes of all members: only these rows, as all of them may be gigabytes."""
+    label_R = torch.from_numpy(class_R)
+    return torch.cat([head.weights_KP[label_R.to(head.weights_KP.device)] for head in heads], dim=1)
+
+
+def _highest(values_RS: Tensor, count: int) -> Tensor:
+    """Places of the highest values of each row; of equal ones the first, so that they don't change places with the size
+    of the batch."""
+    some = min(count + 1, values_RS.shape[1])
+    highest, places_Rn = values_RS.topk(some, dim=1)
+    if count < 1 or not bool((highest[:, 1:] == highest[:, :-1]).any()):
+        return places_Rn[:, :count]
+    return values_RS.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 
 def _places(

@@ -14,7 +14,7 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
-from protopnet.model.bundle import Bundle
+from protopnet.model.prototype_table import PrototypeTable
 from protopnet.pages import pictures
 
 Box = tuple[int, int, int, int]
@@ -56,14 +56,14 @@ class Source(BaseModel):
 class Sources:
     """Of the prototypes of one bundle. What it doesn't record is None."""
 
-    def __init__(self, bundle: Bundle, shown: Shown) -> None:
-        self._table, self._shown = bundle.prototypes, shown
-        self._root = _root(bundle.info.provenance)
+    def __init__(self, table: PrototypeTable | None, provenance: Mapping[str, Any], shown: Shown) -> None:
+        self._table, self._shown = table, shown
+        self._root = _root(provenance)
 
     def of(self, prototype: int) -> Source | None:
         if self._table is None:
             return None
-        [row] = self._table.select(_TOLD).slice(prototype, 1).to_pylist()
+        row = {name: self._table.small[name][prototype].as_py() for name in _TOLD}
         return Source(**row | (_IDENTIFYING if self._shown.sources == "none" else {"uri": self._told(row["uri"])}))
 
     def uris(self) -> pa.Array | None:
@@ -71,12 +71,16 @@ class Sources:
         if self._table is None:
             return None
         if self._shown.sources == "none":
-            return pa.nulls(len(self._table), pa.string())
-        return pa.array(map(self._told, self._table["uri"].to_pylist()), pa.string())
+            return pa.nulls(len(self._table.small), pa.string())
+        return pa.array(map(self._told, self._table.small["uri"].to_pylist()), pa.string())
+
+    def pictured(self, prototype: int) -> bool:
+        """Whether there is a picture, without reading it."""
+        return self._table is not None and self._table.is_pictured(prototype)
 
     def thumbnail(self, prototype: int) -> bytes | None:
         """JPEG of the training image, or of as much of it as may be shown."""
-        jpeg: bytes | None = self._recorded("thumbnail", prototype)
+        jpeg = self._table.picture(prototype) if self._table is not None else None
         if jpeg is None or not (self._shown.crops_only or self._shown.sources == "none"):
             return jpeg
         source = self.of(prototype)
@@ -91,15 +95,11 @@ class Sources:
         """`name` and `group` that people gave the prototype."""
         if self._table is None:
             return {}
-        return {name: self._table[name][prototype].as_py() for name in ("name", "group")}
+        return {name: self._table.small[name][prototype].as_py() for name in ("name", "group")}
 
     def self_activation(self, prototype: int) -> list[list[float]] | None:
         """Similarities of a prototype to the patches of the image it comes from, row by row."""
-        found: list[list[float]] | None = self._recorded("activation_map", prototype)
-        return found
-
-    def _recorded(self, column: str, prototype: int) -> Any:
-        return None if self._table is None else self._table[column][prototype].as_py()
+        return self._table.activation_map(prototype) if self._table is not None else None
 
     def _told(self, uri: str) -> str:
         return uri if self._shown.sources == "full" else name_below(uri, self._root)

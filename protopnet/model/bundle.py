@@ -31,6 +31,7 @@ from protopnet.tables import parse_table
 
 FORMAT_VERSION = 1
 TENSORS, INFO, PROTOTYPES, CARD = "model.safetensors", "model.json", "prototypes.parquet", "README.md"
+_GROUP = 256  # rows of prototypes.parquet that are read together where one picture is asked for
 
 # Boxes are (top, left, bottom, right), half-open, in pixels of the source image.
 _BOX = pa.list_(pa.int32(), 4)
@@ -98,7 +99,7 @@ def save_bundle(
 ) -> str:
     """Write the bundle and return its hash. `prototypes` has the columns of PROTOTYPE_SCHEMA."""
     tensors = safetensors.torch.save(_float32_tensors(network))
-    table = _parquet(prototypes) if prototypes is not None else None
+    table = parquet(prototypes) if prototypes is not None else None
     prototype_class = network.prototype_class.tolist() if isinstance(network, ProtoPNet) else None
     if prototype_class is not None:
         model_settings = model_settings.model_copy(update={"prototypes": len(prototype_class)})
@@ -131,10 +132,10 @@ def load_bundle(uri: str) -> Bundle:
     Raises UserError where it is missing, incomplete, damaged or of a newer version.
     """
     info, written = read_info(uri)
-    tensors = _checked(uri, TENSORS, info.sha256)
+    tensors = checked(uri, TENSORS, info.sha256)
     prototypes = None
     if info.prototypes_sha256 is not None:
-        prototypes = _with_all_columns(parse_table(_checked(uri, PROTOTYPES, info.prototypes_sha256)))
+        prototypes = with_all_columns(parse_table(checked(uri, PROTOTYPES, info.prototypes_sha256)))
     network = _network(info, uri)
     _fill(network, safetensors.torch.load(tensors), uri)
     set_phase(network, "eval")
@@ -188,7 +189,8 @@ def _fill(network: ProtoPNet | Baseline, tensors: Mapping[str, Tensor], uri: str
     network.load_state_dict(own | dict(tensors))
 
 
-def _checked(uri: str, name: str, sha256: str) -> bytes:
+def checked(uri: str, name: str, sha256: str) -> bytes:
+    """A file of a bundle. `UserError` where it isn't there, or hasn't this hash."""
     try:
         data = storage.read_bytes(storage.join(uri, name))
     except FileNotFoundError as error:
@@ -198,14 +200,14 @@ def _checked(uri: str, name: str, sha256: str) -> bytes:
     return data
 
 
-def _parquet(prototypes: pa.Table) -> bytes:
+def parquet(prototypes: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    table = _with_all_columns(prototypes).select(PROTOTYPE_SCHEMA.names).cast(PROTOTYPE_SCHEMA)
-    pq.write_table(table, sink, compression="zstd")
+    table = with_all_columns(prototypes).select(PROTOTYPE_SCHEMA.names).cast(PROTOTYPE_SCHEMA)
+    pq.write_table(table, sink, compression="zstd", row_group_size=_GROUP)
     return sink.getvalue().to_pybytes()
 
 
-def _with_all_columns(prototypes: pa.Table) -> pa.Table:
+def with_all_columns(prototypes: pa.Table) -> pa.Table:
     """Nobody had named the prototypes when older bundles were written."""
     for field in (PROTOTYPE_SCHEMA.field("name"), PROTOTYPE_SCHEMA.field("group")):
         if field.name not in prototypes.column_names:

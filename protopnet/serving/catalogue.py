@@ -1,7 +1,9 @@
 """What is served, and the prototypes of it, to be looked through."""
 
+import asyncio
 import hashlib
-from collections import Counter
+
+import numpy as np
 
 from protopnet.errors import UserError
 from protopnet.pages import pictures
@@ -32,34 +34,47 @@ class Catalogue:
         self._explainer = ensemble.explainer
         # With a baseline among the members nothing is explained, and there are no prototypes to look at.
         explains = self._explainer is not None
-        of_class = [(info.prototype_class or []) if explains else [] for info in ensemble.infos]
-        places = [(m, p) for m, classes in enumerate(of_class) for p in range(len(classes))]
-        self._order = sorted(places, key=lambda place: (of_class[place[0]][place[1]], place))
-        self._of_class = of_class
+        self._of_class = [
+            np.array((info.prototype_class or []) if explains else [], np.int64) for info in ensemble.infos
+        ]
+        # Of all prototypes N, in the order (class, member, prototype).
+        member_N = np.repeat(np.arange(len(self._of_class)), [len(classes_P) for classes_P in self._of_class])
+        prototype_N = np.concatenate([np.arange(len(classes_P)) for classes_P in self._of_class])
+        class_N = np.concatenate(self._of_class)
+        order_N = np.lexsort((prototype_N, member_N, class_N))
+        self._member_N, self._prototype_N, self._class_N = member_N[order_N], prototype_N[order_N], class_N[order_N]
+        self._labels = {name: label for label, name in reversed(list(enumerate(ensemble.classes)))}
         self.model = self._model()
+        self.model_json = self.model.model_dump_json()
 
-    def label(self, text: str) -> int:
+    async def label(self, text: str) -> int:
+        """Of the class that is meant. Looking for one that is called otherwise takes a while where there are many."""
+        if (label := self._labels.get(text)) is not None:
+            return label
         try:
-            return find_class(text, self._ensemble.classes)
+            return await asyncio.to_thread(find_class, text, self._ensemble.classes)
         except UserError as error:
             raise Refusal("unknown_class", str(error)) from None
 
-    def page(self, options: PrototypeOptions) -> PrototypePage:
+    async def page(self, options: PrototypeOptions) -> PrototypePage:
         if options.member is not None and options.member >= len(self._of_class):
             raise self._unknown_member(options.member)
-        label = self.label(options.of_class) if options.of_class is not None else None
-        found = [
-            (m, p)
-            for m, p in self._order
-            if options.member in (None, m) and (label is None or self._of_class[m][p] == label)
-        ]
+        first, last = 0, len(self._class_N)
+        if options.of_class is not None:
+            label = await self.label(options.of_class)
+            first, last = np.searchsorted(self._class_N, [label, label + 1]).tolist()
+        found_n = np.arange(first, last)
+        if options.member is not None:
+            found_n = found_n[self._member_N[first:last] == options.member]
         end = options.offset + options.limit
+        places_n = found_n[options.offset : end]
+        members, prototypes = self._member_N[places_n].tolist(), self._prototype_N[places_n].tolist()
         return PrototypePage(
-            total=len(found),
+            total=len(found_n),
             offset=options.offset,
             limit=options.limit,
-            next=end if end < len(found) else None,
-            prototypes=[Prototype(**self._prototype(m, p)) for m, p in found[options.offset : end]],
+            next=end if end < len(found_n) else None,
+            prototypes=[Prototype(**self._prototype(m, p)) for m, p in zip(members, prototypes, strict=True)],
         )
 
     def detail(self, member: int, prototype: int) -> PrototypeDetail:
@@ -113,10 +128,10 @@ class Catalogue:
 
     def _prototype(self, member: int, prototype: int) -> dict[str, object]:
         assert self._explainer is not None
-        label = self._of_class[member][prototype]
+        label = int(self._of_class[member][prototype])
         source = self._explainer.source(member, prototype)
         path = f"v1/prototypes/{member}/{prototype}"
-        pictured = self._explainer.thumbnail(member, prototype) is not None
+        pictured = self._explainer.sources[member].pictured(prototype)
         return {
             "member": member,
             "prototype": prototype,
@@ -131,7 +146,7 @@ class Catalogue:
 
     def _model(self) -> Model:
         ensemble, settings = self._ensemble, self._settings
-        count = Counter(label for classes in self._of_class for label in classes)
+        count_K = np.bincount(self._class_N, minlength=len(ensemble.classes)).tolist()
         names = zip(ensemble.classes, readable_names(ensemble.classes), strict=True)
         members = zip(ensemble.refs, ensemble.infos, strict=True)
         return Model(
@@ -139,7 +154,7 @@ class Catalogue:
             image_size=max(ensemble.sizes),
             explains=self._explainer is not None,
             classes=[
-                ModelClass(class_=k, class_name=name, readable_name=readable, prototypes=count[k])
+                ModelClass(class_=k, class_name=name, readable_name=readable, prototypes=count_K[k])
                 for k, (name, readable) in enumerate(names)
             ],
             members=[
@@ -153,7 +168,7 @@ class Catalogue:
                 )
                 for m, (ref, info) in enumerate(members)
             ],
-            prototypes=len(self._order),
+            prototypes=len(self._class_N),
             abstain_below=settings.abstain_below,
             limits=Limits(**settings.model_dump(include=set(Limits.model_fields))),
         )

@@ -6,6 +6,7 @@ Legend: B images of a request, M members, K classes.
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
 
@@ -15,17 +16,18 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from protopnet.evidence.explanation import Explainer
-from protopnet.evidence.ranking import View
-from protopnet.evidence.sources import Shown
-from protopnet.model.bundle import Bundle, BundleInfo
-from protopnet.model.network import ProtoPNet
-from protopnet.predictor import Predictor, Scores, sum_up
+from protopnet.evidence.ranking import Head, View
+from protopnet.evidence.sources import Shown, Sources
+from protopnet.model.bundle import BundleInfo
+from protopnet.model.bundle_head import BundleHead, open_head
+from protopnet.predictor import Scores, check_one_task, sum_up
 from protopnet.serving.courier import Courier
 from protopnet.serving.members import BrokenMember, BundleRef, Seen, in_parts
 from protopnet.serving.refusals import not_ready, overloaded
 from protopnet.serving.settings import MemberSettings
 
 ATTEMPTS = 4  # replicas asked before giving up; asking again is safe, an answer changes nothing
+_OPENED_AT_ONCE = 4  # bundles
 
 
 class Ask(Protocol):
@@ -37,7 +39,7 @@ class Ask(Protocol):
 
 
 class Ensemble:
-    """Members by number. Of their bundles only what explanations need is kept: no backbones."""
+    """Members by number. Of their bundles only what explanations need is opened: no backbones."""
 
     def __init__(
         self, bundles: Sequence[BundleRef], ask: Sequence[Ask], settings: MemberSettings, shown: Shown
@@ -53,15 +55,18 @@ class Ensemble:
             )
             for member, ref in enumerate(bundles)
         ]
-        predictor = Predictor.load([ref.uri for ref in bundles])
-        for ref, bundle in zip(bundles, predictor.bundles, strict=True):
-            if bundle.hash != ref.hash:
+        with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:  # most of it is hashing, which needs no lock
+            heads = list(pool.map(open_head, [ref.uri for ref in bundles]))
+        for ref, head in zip(bundles, heads, strict=True):
+            if head.hash != ref.hash:
                 raise BrokenMember(f"{ref.uri} has changed since it was deployed: deploy it again")
-        self.classes, self.sizes = predictor.classes, predictor.sizes
-        self.infos: list[BundleInfo] = [bundle.info for bundle in predictor.bundles]
+        self.infos: list[BundleInfo] = [head.info for head in heads]
+        check_one_task(self.infos)
+        self.classes = self.infos[0].classes
+        self.sizes = tuple(dict.fromkeys(info.preprocessing.size for info in self.infos))
         self.hash = combined_hash(self.refs)
-        self.explainer: Explainer | None = _explainer(predictor.bundles, shown)
-        self.map_cells = max(_map_cells(bundle) for bundle in predictor.bundles)
+        self.explainer: Explainer | None = _explainer(heads, shown)
+        self.map_cells = max(head.map_cells() for head in heads) if self.explainer else 0
 
     async def look(self, pixels_B: Sequence[Mapping[int, np.ndarray]], whole: bool) -> list[list[Seen]]:
         """What each member sees of each image, which comes in all `sizes`: M lists of B."""
@@ -99,16 +104,20 @@ def combined_hash(bundles: Sequence[BundleRef]) -> str:
     return hashlib.sha256(" ".join(ref.hash for ref in bundles).encode()).hexdigest()[:12]
 
 
-def _map_cells(bundle: Bundle) -> int:
-    """Of an activation map, prototypes of one cell being the least there are."""
-    _, rows, columns = bundle.network.backbone.map_shape(bundle.info.preprocessing.size)
-    return rows * columns
-
-
-def _explainer(bundles: Sequence[Bundle], shown: Shown) -> Explainer | None:
-    if not all(isinstance(bundle.network, ProtoPNet) for bundle in bundles):
+def _explainer(bundles: Sequence[BundleHead], shown: Shown) -> Explainer | None:
+    """None where a member is a black-box baseline."""
+    heads = [head for bundle in bundles if (head := _head(bundle)) is not None]
+    if len(heads) < len(bundles):
         return None
-    return Explainer(bundles, shown)
+    sources = [Sources(bundle.table, bundle.info.provenance, shown) for bundle in bundles]
+    return Explainer(heads, [bundle.info for bundle in bundles], sources)
+
+
+def _head(bundle: BundleHead) -> Head | None:
+    if bundle.prototypes_PDhw is None or bundle.weights_KP is None:
+        return None
+    model, classes_P = bundle.info.architecture, np.array(bundle.info.prototype_class, np.int64)
+    return Head(bundle.prototypes_PDhw, bundle.weights_KP, classes_P, model.similarity, model.epsilon)
 
 
 async def all_ready(ready: Sequence[Callable[[BundleRef], Awaitable[bool]]], bundles: Sequence[BundleRef]) -> None:

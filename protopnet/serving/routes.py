@@ -1,5 +1,6 @@
 """The API's routes: what is asked, what is answered, and what may go wrong, for the documentation as for the client."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -81,7 +82,7 @@ def _add_images(router: APIRouter, service: Service) -> None:
     @router.get("/model", tags=["model"], summary="What is served", response_model=Model, responses=_refusals())
     async def model() -> Response:
         """Classes, members of the ensemble, and limits."""
-        return _json(service.catalogue.model.model_dump_json())
+        return _json(service.catalogue.model_json)
 
 
 def _add_prototypes(router: APIRouter, service: Service) -> None:
@@ -96,7 +97,7 @@ def _add_prototypes(router: APIRouter, service: Service) -> None:
     )
     async def prototypes(options: Annotated[PrototypeOptions, Query()]) -> Response:
         """All of them, or those of a class or a member, in the order (class, member, prototype)."""
-        return _json(catalogue.page(options).model_dump_json())
+        return _json((await catalogue.page(options)).model_dump_json())
 
     @router.get(
         "/prototypes/{member}/{prototype}",
@@ -107,7 +108,7 @@ def _add_prototypes(router: APIRouter, service: Service) -> None:
     )
     async def prototype(member: int, prototype: int) -> Response:
         """Where it comes from, what it looks like to itself, and which classes it speaks for or against."""
-        return _json(catalogue.detail(member, prototype).model_dump_json())
+        return _json((await asyncio.to_thread(catalogue.detail, member, prototype)).model_dump_json())
 
     def add_picture(name: str, summary: str, picture: Callable[[int, int], bytes]) -> None:
         @router.get(
@@ -122,13 +123,13 @@ def _add_prototypes(router: APIRouter, service: Service) -> None:
             request: Request, member: int, prototype: int, options: Annotated[PictureOptions, Query()]
         ) -> Response:
             """JPEG, with an ETag. With `v`, the `model` of /v1/model, it may be cached for good."""
-            jpeg = picture(member, prototype)
             etag = catalogue.etag(name, member, prototype)
             for_good = options.v == catalogue.model.model
             caching = "private, max-age=31536000, immutable" if for_good else "private, no-cache"
             headers = {"ETag": etag, "Cache-Control": caching}
             if etag in request.headers.get("if-none-match", ""):
                 return Response(status_code=304, headers=headers)
+            jpeg = await asyncio.to_thread(picture, member, prototype)
             return Response(jpeg, headers=headers, media_type="image/jpeg")
 
     add_picture("thumbnail", "The training image it comes from", catalogue.thumbnail)

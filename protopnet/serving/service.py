@@ -45,7 +45,7 @@ class Service:
         self._explaining = ThreadPoolExecutor(threads, "explain", initializer=torch.set_num_threads, initargs=(1,))
 
     async def predict(self, request: Request, options: PredictOptions) -> str:
-        asked, below = self._labels(options), self._abstain_below(options)
+        asked, below = await self._labels(options), self._abstain_below(options)
         async with self._reception.pictures(request, lambda images: None) as pictures:
             seen_MB = await self.ensemble.look([picture.pixels for picture in pictures], whole=False)
             scores = self.ensemble.scores(seen_MB)
@@ -58,7 +58,7 @@ class Service:
     async def explain(self, request: Request, options: ExplainOptions) -> str:
         if self.ensemble.explainer is None:
             raise Refusal("cannot_explain", "a member is a black-box baseline, which can't explain; use /v1/predict")
-        asked, below = self._labels(options), self._abstain_below(options)
+        asked, below = await self._labels(options), self._abstain_below(options)
 
         def explained(given_up: threading.Event) -> str:
             def check_wanted() -> None:
@@ -102,8 +102,8 @@ class Service:
             settings=self.settings,
         )
 
-    def _labels(self, options: PredictOptions) -> list[int]:
-        return [self.catalogue.label(text) for text in options.asked]
+    async def _labels(self, options: PredictOptions) -> list[int]:
+        return [await self.catalogue.label(text) for text in options.asked]
 
     def _abstain_below(self, options: PredictOptions) -> float | None:
         return self.settings.abstain_below if options.abstain_below is None else options.abstain_below
