@@ -10,6 +10,8 @@ from protopnet.pages import pictures
 from protopnet.serving.ensemble import Ensemble
 from protopnet.serving.refusals import Refusal
 from protopnet.serving.schemas import (
+    ClassOptions,
+    ClassPage,
     Connection,
     Limits,
     Model,
@@ -46,6 +48,7 @@ class Catalogue:
         self._labels = {name: label for label, name in reversed(list(enumerate(ensemble.classes)))}
         self.model = self._model()
         self.model_json = self.model.model_dump_json()
+        self._searched = [f"{each.readable_name}\n{each.class_name}".casefold() for each in self.model.classes]
 
     async def label(self, text: str) -> int:
         """Of the class that is meant. Looking for one that is called otherwise takes a while where there are many."""
@@ -55,6 +58,20 @@ class Catalogue:
             return await asyncio.to_thread(find_class, text, self._ensemble.classes)
         except UserError as error:
             raise Refusal("unknown_class", str(error)) from None
+
+    def classes(self, options: ClassOptions) -> ClassPage:
+        wanted = options.search.strip().casefold()
+        found = [label for label, names in enumerate(self._searched) if wanted in names]
+        if wanted:
+            found.sort(key=lambda label: not any(name.startswith(wanted) for name in self._searched[label].split("\n")))
+        end = options.offset + options.limit
+        return ClassPage(
+            total=len(found),
+            offset=options.offset,
+            limit=options.limit,
+            next=end if end < len(found) else None,
+            classes=[self.model.classes[label] for label in found[options.offset : end]],
+        )
 
     async def page(self, options: PrototypeOptions) -> PrototypePage:
         if options.member is not None and options.member >= len(self._of_class):

@@ -10,6 +10,8 @@ from starlette.responses import Response
 from protopnet.serving import about
 from protopnet.serving.refusals import Refusal, documented
 from protopnet.serving.schemas import (
+    ClassOptions,
+    ClassPage,
     Error,
     ExplainedImages,
     ExplainOptions,
@@ -30,9 +32,12 @@ _IMAGES = (
     *("bad_request", "bad_image", "unknown_class", "too_many_bytes", "too_many_pixels", "too_many_images"),
     *("not_an_image", "bad_option", "slow_body", "too_many_requests", "overloaded", "not_ready", "timeout"),
 )
+_UNCHANGED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "what the client has (`If-None-Match`) is what there is"},
+}
 _JPEG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
-    304: {"description": "the picture the client has (`If-None-Match`) is the one there is"},
+    **_UNCHANGED,
 }
 
 
@@ -79,10 +84,27 @@ def _add_images(router: APIRouter, service: Service) -> None:
         which training image each comes from. Ask "why not a cardinal?" with `class=Cardinal`."""
         return _json(await service.explain(request, options))
 
-    @router.get("/model", tags=["model"], summary="What is served", response_model=Model, responses=_refusals())
-    async def model() -> Response:
-        """Classes, members of the ensemble, and limits."""
-        return _json(service.catalogue.model_json)
+    @router.get(
+        "/model", tags=["model"], summary="What is served", response_model=Model, responses=_refusals() | _UNCHANGED
+    )
+    async def model(request: Request) -> Response:
+        """Classes, members of the ensemble, and limits. With an ETag, as all of it may be megabytes."""
+        catalogue = service.catalogue
+        headers = {"ETag": catalogue.etag(catalogue.model_json), "Cache-Control": "private, no-cache"}
+        if headers["ETag"] in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(catalogue.model_json, headers=headers, media_type="application/json")
+
+    @router.get(
+        "/classes",
+        tags=["model"],
+        summary="Search the classes",
+        response_model=ClassPage,
+        responses=_refusals("bad_option"),
+    )
+    async def classes(options: Annotated[ClassOptions, Query()]) -> Response:
+        """Those with a text in their name, a page at a time."""
+        return _json(service.catalogue.classes(options).model_dump_json())
 
 
 def _add_prototypes(router: APIRouter, service: Service) -> None:

@@ -43,6 +43,12 @@ class ExplainOptions(PredictOptions):
     )
 
 
+class ClassOptions(_Options):
+    search: str = Field("", max_length=200, description="only those with this in their name, in any case")
+    offset: int = Field(0, ge=0, le=10**9, description="how many to leave out")
+    limit: int = Field(50, ge=1, le=200, description="how many to answer with")
+
+
 class PrototypeOptions(_Options):
     of_class: ClassText | None = Field(None, alias="class", description="only those of this class, a name or a number")
     member: int | None = Field(None, ge=0, description="only those of this member of the ensemble")
@@ -106,6 +112,14 @@ class ModelClass(_Record):
     class_name: str
     readable_name: str
     prototypes: int = Field(description="of this class, over all members")
+
+
+class ClassPage(_Record):
+    total: int
+    offset: int
+    limit: int
+    next: int | None = Field(description="`offset` of the next page; null on the last")
+    classes: list[ModelClass] = Field(description="those first whose name begins with what was searched for")
 
 
 class ModelMember(_Record):

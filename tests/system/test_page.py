@@ -326,7 +326,14 @@ def test_the_prototypes_can_be_browsed_by_class(visit):
     page.get_by_role("link", name="Prototypes").click()
     page.locator("#gallery li").nth(11).wait_for()
     assert page.inner_text("#gallery-count") == "1 to 12 of 12"
-    page.select_option("#gallery-class", "2")
+    page.fill("#gallery-class", "wint")
+    expect(page.locator("#gallery-classes option")).to_have_count(1)
+    assert page.locator("#gallery-classes option").get_attribute("value") == NAMES[2]
+    page.fill("#gallery-class", "no such class")
+    page.press("#gallery-class", "Enter")
+    expect(page.locator("#gallery-problem")).to_contain_text("There is no class")
+    page.fill("#gallery-class", NAMES[2])
+    page.press("#gallery-class", "Enter")
     expect(page.locator("#gallery li")).to_have_count(3)
     assert {text.inner_text() for text in page.locator("#gallery li b").all()} == {NAMES[2]}
     assert page.locator("#gallery li").first.locator(".picture").count() == 2

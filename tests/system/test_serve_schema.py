@@ -34,7 +34,10 @@ def operations(service):
     assert {(operation.method, operation.path) for operation in found} == {
         ("post", "/v1/predict"),
         ("post", "/v1/explain"),
-        *(("get", path) for path in ("/v1/model", "/v1/prototypes", "/v1/prototypes/{member}/{prototype}")),
+        *(
+            ("get", path)
+            for path in ("/v1/model", "/v1/classes", "/v1/prototypes", "/v1/prototypes/{member}/{prototype}")
+        ),
         *(("get", f"/v1/prototypes/{{member}}/{{prototype}}/{name}") for name in ("thumbnail", "crop")),
         *(("get", path) for path in ("/healthz", "/readyz", "/metrics")),
     }

@@ -4,6 +4,7 @@ import { getBlob, onUnauthorized, Refused } from "./api.js";
 import { byId, complain, make } from "./dom.js";
 import { askWhyNot, look, refused } from "./look.js";
 import { modelKnown } from "./model.js";
+import { suggest } from "./classes.js";
 import { whole } from "./pictures.js";
 import { gallery, someOf, trainingPicture } from "./prototypes.js";
 
@@ -73,6 +74,8 @@ async function offerExamples(model) {
   byId("examples-side").hidden = !items.length;
 }
 
+suggest(byId("other-class"));
+suggest(byId("gallery-class"));
 byId("why-not").addEventListener("submit", (event) => {
   event.preventDefault();
   askWhyNot(byId("other-class").value);
@@ -128,7 +131,6 @@ async function start() {
   try {
     const model = await modelKnown();
     byId("model").textContent = model.summary;
-    byId("class-names").replaceChildren(...model.names.map((name) => make("option", { value: name })));
     await offerExamples(model);
   } catch (error) {
     refused(byId("problem"), error, start);

@@ -23,7 +23,6 @@ class Model {
     this.abstainBelow = answer.abstain_below;
     this.members = answer.members;
     this.names = answer.classes.map((entry) => entry.readable_name);
-    this.ownPrototypes = answer.classes.map((entry) => entry.prototypes);
     this.prototypes = answer.prototypes;
   }
 

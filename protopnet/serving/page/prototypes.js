@@ -1,6 +1,7 @@
 /* Prototypes and the training images they were cut from: each picture fetched once, a few examples, the gallery of all. */
 
 import { getBlob, getJson } from "./api.js";
+import { labelOf } from "./classes.js";
 import { byId, complain, make } from "./dom.js";
 import { part, readPicture, whole } from "./pictures.js";
 
@@ -38,7 +39,7 @@ export function gallery(model) {
 
   async function show(nextLabel, nextOffset = 0) {
     [label, offset] = [nextLabel, nextOffset];
-    byId("gallery-class").value = label ?? "";
+    byId("gallery-class").value = label === null ? "" : model.names[label];
     const mine = ++newest;
     try {
       const wanted = new URLSearchParams({ offset, limit: PAGE });
@@ -63,10 +64,13 @@ export function gallery(model) {
     byId("gallery-title").focus();
   }
 
-  const option = (name, place) => make("option", { value: place }, `${name} (${model.ownPrototypes[place]})`);
-  byId("gallery-class").append(...model.names.map(option));
-  byId("gallery-class").addEventListener("change", ({ target }) => {
-    location.hash = target.value ? `#prototypes/${target.value}` : "#prototypes";
+  byId("gallery-class").addEventListener("change", async ({ target }) => {
+    try {
+      const wanted = target.value.trim();
+      location.hash = wanted ? `#prototypes/${await labelOf(wanted)}` : "#prototypes";
+    } catch (error) {
+      complain(byId("gallery-problem"), error.message);
+    }
   });
   byId("earlier").addEventListener("click", () => turn(-1));
   byId("later").addEventListener("click", () => turn(1));
