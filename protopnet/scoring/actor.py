@@ -14,8 +14,8 @@ from protopnet.datasets.feed import manifest_feed
 from protopnet.errors import UserError
 from protopnet.passes.image_pass import in_batches
 from protopnet.predictor import Predictor
-from protopnet.scoring.manifest import read_chunk
 from protopnet.scoring.output import is_done, write_chunk
+from protopnet.scoring.record import JobRecord
 from protopnet.scoring.tally import Agreement, Tally
 from protopnet.scoring.task import ScoreOptions, Scorer, look
 
@@ -28,7 +28,7 @@ class Work:
 
     output_uri: str
     job_uri: str
-    chunk_rows: int
+    record: JobRecord
     options: ScoreOptions
     partition_by: str | None
     about: dict[str, Any]
@@ -63,7 +63,7 @@ class ScoreActor:
 
     def _score(self, chunk: int) -> None:
         work, done = self.work, 0
-        rows = read_chunk(work.job_uri, chunk, work.chunk_rows)
+        rows = work.record.rows(work.job_uri, chunk)
         tables, agreement = [], Agreement()
         for batch, pictures in self.feed.batches(in_batches(rows, work.options.batch_size)):
             table, compared = self.scorer(batch, pictures)

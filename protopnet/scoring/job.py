@@ -73,6 +73,10 @@ class ScoreSettings(Section):
     chunk_rows: int | None = Field(
         None, ge=1, description="images a part, which is what a killed job loses; 256 to 4096 when left out"
     )
+    incremental: bool = Field(
+        False,
+        description="where the output is there already, add the images that are new in the input, and score them alone",
+    )
     max_bad: float = Field(0.05, ge=0, le=1, description="exit code 1 if more than this share couldn't be scored")
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="images with more pixels than this aren't decoded")
     compute: ComputeSettings = ComputeSettings()
@@ -80,7 +84,7 @@ class ScoreSettings(Section):
     @property
     def of_rows(self) -> dict[str, Any]:
         """The settings that a row depends on."""
-        return self.model_dump(exclude={"bundle", "input", "output", "max_bad", "compute"})
+        return self.model_dump(exclude={"bundle", "input", "output", "incremental", "max_bad", "compute"})
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def _score(settings: ScoreSettings, reporter: Reporter, started: float, lease: L
         "bundles": [bundle.hash for bundle in predictor.bundles],
         "settings": settings.of_rows,
     }
-    found = resume(settings.output, source, **asked)
+    found = resume(settings.output, source, **asked, growing=predictor.classes if settings.incremental else None)
     record, note = found or (_begin(settings, source, predictor.classes, asked), None)
     clear_unfinished(settings.output)
     done, _ = take_stock(settings.output)
@@ -164,7 +168,7 @@ def _score_chunks(
     work = Work(
         output_uri=storage.located(settings.output),
         job_uri=storage.located(storage.join(settings.output, JOB)),
-        chunk_rows=record.chunk_rows,
+        record=record,
         options=ScoreOptions(**{name: given[name] for name in ScoreOptions.__dataclass_fields__}),
         partition_by=settings.partition_by,
         about={"bundles": record.bundles, "settings": record.settings},

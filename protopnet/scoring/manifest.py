@@ -1,6 +1,7 @@
 """The images of a scoring job, written down before it starts, so that a chunk is the same at every attempt.
 
-<output>/job/manifest-00000.parquet    a row an image; each row group is one chunk
+<output>/job/manifest-00000.parquet          a row an image; each row group is one chunk
+<output>/job/batch-00001/manifest-…          images that came later (--incremental), in chunks of their own
 """
 
 import hashlib
@@ -46,7 +47,11 @@ def contents_of(tables: Iterator[pa.Table]) -> Contents:
 
 
 def write_manifest(
-    tables: Iterator[pa.Table], folder_uri: str, classes: list[str], chunk_rows_for: Callable[[int], int]
+    tables: Iterator[pa.Table],
+    folder_uri: str,
+    classes: list[str],
+    chunk_rows_for: Callable[[int], int],
+    first_id: int = 0,
 ) -> tuple[Contents, int]:
     """Number the images, give them labels, and write them in chunks; returns also the rows of a chunk.
 
@@ -60,7 +65,8 @@ def write_manifest(
         for table in tables:
             _update(digest, table)
             labels = pc.index_in(table["folder"], value_set=names).cast(pa.int32())
-            ids = pc.coalesce(table["image_id"], pa.array(range(images, images + len(table)), pa.int64()))
+            first = first_id + images
+            ids = pc.coalesce(table["image_id"], pa.array(range(first, first + len(table)), pa.int64()))
             images += len(table)
             columns = [ids, *(table[name] for name in MANIFEST_SCHEMA.names[1:-1]), labels]
             yield pa.table(columns, schema=MANIFEST_SCHEMA)
@@ -86,6 +92,27 @@ def read_chunk(folder_uri: str, chunk: int, chunk_rows: int) -> pa.Table:
         raise UserError(
             f"the manifest in {folder_uri} is damaged: {error}; start anew with another --output"
         ) from error
+
+
+def without(tables: Iterator[pa.Table], known: pa.Array) -> Iterator[pa.Table]:
+    """The rows whose images aren't among those known, given as `hashes`."""
+    for table in tables:
+        is_new = pc.invert(pc.is_in(hashes(table["uri"]), value_set=known))
+        yield table.filter(is_new)
+
+
+def known_images(folder_uri: str, chunks: int, chunk_rows: int) -> Iterator[pa.Array]:
+    """`hashes` of all images of a manifest, piece by piece."""
+    for number in range(-(-chunks // _groups_a_file(chunk_rows))):
+        with storage.open_reader(_file(folder_uri, number)) as handle:
+            for batch in pq.ParquetFile(handle, pre_buffer=False).iter_batches(columns=["uri"], use_threads=False):
+                yield hashes(batch.column(0))
+
+
+def hashes(uris: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """16 bytes a location: tens of millions of them can be held."""
+    digests = [hashlib.blake2b(uri.encode(), digest_size=16).digest() for uri in uris.to_pylist()]
+    return pa.array(digests, pa.binary(16))
 
 
 def _update(digest: "hashlib._Hash", table: pa.Table) -> None:

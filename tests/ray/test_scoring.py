@@ -221,6 +221,29 @@ def test_a_list_in_partitions(run: Scoring, photos: Path, tmp_path: Path) -> Non
     }
 
 
+def test_a_growing_folder(run: Scoring, photos: Path, tmp_path: Path) -> None:
+    """What was scored stays as it is; what is new has rows of its own, as if it had been there from the beginning."""
+    source = tmp_path / "in"
+    shutil.copytree(photos, source)
+    late = sorted(source.rglob("*.jpg"))[::4]
+    for path in late:
+        path.rename(tmp_path / path.name)
+    run(source, chunk_rows=8)
+    before, first = stamps(tmp_path / "out"), table_of(tmp_path / "out")
+    for path in late:
+        (tmp_path / path.name).rename(path)
+    summary, tally = run(source, chunk_rows=8, incremental=True)
+    assert (summary["images"], summary["run"]["images"], tally.images) == (41, len(late), 41)
+    assert stamps(tmp_path / "out").items() >= before.items()
+    scores = table_of(tmp_path / "out")
+    assert scores.slice(0, len(first)).equals(first)
+    assert sorted(scores["uri"].to_pylist()[len(first) :]) == sorted(map(str, late))
+    whole, _ = run(source, out="whole")
+    columns = ["uri", "prediction", "logit", "label"]
+    assert scores.select(columns).sort_by("uri").equals(table_of(tmp_path / "whole").select(columns).sort_by("uri"))
+    assert whole["predictions"] == summary["predictions"]
+
+
 def test_shards_one_image_and_none(run: Scoring, tmp_path: Path) -> None:
     row = {"label": 0, "split": "train", "width": 90, "height": 60, "parts": None}
     rows = []

@@ -16,7 +16,7 @@ from protopnet.datasets.shards import write_shards
 from protopnet.errors import UserError
 from protopnet.scoring.inputs import INPUT_SCHEMA, Input, open_input
 from protopnet.scoring.manifest import contents_of, read_chunk, write_manifest
-from protopnet.scoring.record import begin, default_chunk_rows, resume
+from protopnet.scoring.record import JobRecord, begin, default_chunk_rows, resume
 
 NAMES = ["a b.jpg", "A.JPeG", 'it\'s "quoted".png', "küken-鳥.WEBP", "new\nline.gif", "per%20cent#1.bmp", "x;,.tif"]
 
@@ -210,3 +210,70 @@ class TestRecord:
         (tmp_path / "o/parts").mkdir(parents=True)
         with pytest.raises(UserError, match=r"without their job/job.json"):
             self.again(folder, tmp_path / "o")
+
+
+class TestGrowing:
+    """--incremental: what is new is a batch of its own, and what was there stays as it is."""
+
+    SETTINGS: ClassVar[dict[str, object]] = {"chunk_rows": 3, "batch_size": None}
+
+    def step(self, source: Path, output: Path, growing: bool = True) -> tuple[JobRecord, str | None]:
+        asked = {"bundles": ["aa"], "settings": self.SETTINGS}
+        opened = open_input(str(source))
+        found = resume(str(output), opened, **asked, growing=CLASSES if growing else None)  # type: ignore[arg-type]
+        if found is not None:
+            return found
+        return begin(str(output), opened, **asked, classes=CLASSES, batch_size=8, actors=1), None  # type: ignore[arg-type]
+
+    def names(self, record: JobRecord, output: Path) -> list[list[tuple[int, str]]]:
+        """image_id and name of each image, by chunk."""
+        rows = [record.rows(str(output / "job"), chunk) for chunk in range(record.chunks)]
+        assert [len(table) for table in rows] == [record.rows_in(chunk) for chunk in range(record.chunks)]
+        return [[(row["image_id"], row["uri"].rsplit("/", 1)[-1]) for row in table.to_pylist()] for table in rows]
+
+    def test_new_images_are_chunks_behind_those_there_were(self, tmp_path: Path) -> None:
+        source, output = tmp_path / "in", tmp_path / "o"
+        (source / CLASSES[1]).mkdir(parents=True)
+        for name in "bdfh":
+            (source / CLASSES[1] / f"{name}.jpg").touch()
+        first, note = self.step(source, output)
+        before = self.names(first, output)
+        assert (note, [len(chunk) for chunk in before]) == (None, [3, 1])
+        for name in "ac":
+            (source / CLASSES[1] / f"{name}.jpg").touch()
+        grown, note = self.step(source, output)
+        assert note == "2 new images"
+        assert self.names(grown, output) == [*before, [(4, "a.jpg"), (5, "c.jpg")]]
+        again, note = self.step(source, output)
+        assert (again, note) == (grown, "no new images")
+        (source / CLASSES[1] / "b.jpg").unlink()
+        (source / CLASSES[1] / "z.jpg").touch()
+        last, _ = self.step(source, output)
+        assert self.names(last, output) == [*self.names(grown, output), [(6, "z.jpg")]]
+        assert self.step(source, output, growing=False) == (last, None)  # goes on with what it has
+
+    def test_a_list_may_grow_and_have_an_image_twice(self, tmp_path: Path) -> None:
+        source, output = tmp_path / "list.txt", tmp_path / "o"
+        source.write_text("a.jpg\nb.jpg\na.jpg\n")
+        first, _ = self.step(source, output)
+        source.write_text("a.jpg\nb.jpg\na.jpg\nc.jpg\nc.jpg\nb.jpg\n")
+        grown, _ = self.step(source, output)
+        assert self.names(grown, output) == [*self.names(first, output), [(3, "c.jpg"), (4, "c.jpg")]]
+        assert self.step(source, output, growing=False) == (grown, None)
+
+    def test_a_manifest_that_was_not_finished_is_written_anew(self, tmp_path: Path) -> None:
+        source, output = tmp_path / "list.txt", tmp_path / "o"
+        source.write_text("a.jpg\n")
+        self.step(source, output)
+        (output / "job/batch-00001").mkdir()
+        (output / "job/batch-00001/manifest-00000.parquet").write_bytes(b"half")
+        source.write_text("a.jpg\nb.jpg\n")
+        grown, _ = self.step(source, output)
+        assert self.names(grown, output) == [[(0, "a.jpg")], [(1, "b.jpg")]]
+
+    def test_shards_do_not_grow(self, tmp_path: Path) -> None:
+        row = {"label": 0, "split": "train", "width": 9, "height": 6, "parts": None, "class_name": CLASSES[0]}
+        write_shards([row | {"uri": "u", "image": photo(0), "sha256": ""}], str(tmp_path / "s"), CLASSES[:1], {})
+        self.step(tmp_path / "s", tmp_path / "o")
+        with pytest.raises(UserError, match="--incremental"):
+            self.step(tmp_path / "s", tmp_path / "o")
