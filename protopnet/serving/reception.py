@@ -15,7 +15,7 @@ from protopnet.imaging import BYTES_A_PIXEL
 from protopnet.serving.bodies import read_body
 from protopnet.serving.memory import Memory, trim
 from protopnet.serving.refusals import Refusal, overloaded
-from protopnet.serving.settings import AppSettings
+from protopnet.serving.settings import SMALL_PART, AppSettings
 from protopnet.serving.uploads import Picture, Upload, decode, measure, uploads_in
 
 _LARGE = 100_000_000  # bytes for decoding one image, after which what was freed is given back at once
@@ -28,7 +28,10 @@ class Reception:
     def __init__(self, settings: AppSettings, sizes: Sequence[int]) -> None:
         self._settings, self._sizes = settings, sizes
         self._bodies = Memory(settings.ingress.body_memory, "what is being sent")
-        self._decoding = Memory(settings.ingress.decode_memory, "decoding")
+        # Small images have a part of the memory to themselves, and never wait for large ones.
+        small = settings.ingress.decode_memory // SMALL_PART
+        self._small, self._most_small = Memory(small, "decoding"), small // 2
+        self._large = Memory(settings.ingress.decode_memory - small, "decoding")
         self._pool = ThreadPoolExecutor(settings.ingress.threads, "decode")
         self._in_work = 0
 
@@ -69,10 +72,11 @@ class Reception:
 
     async def _decode(self, upload: Upload, pixels: int) -> Picture:
         loop, size = asyncio.get_running_loop(), pixels * BYTES_A_PIXEL
-        await self._decoding.take(size)
+        memory = self._small if size <= self._most_small else self._large
+        await memory.take(size)
         work = self._pool.submit(self._decode_now, upload, size)
         # When the thread is done with it, which for a request that was given up is later than now.
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._decoding.give_back, size))
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(memory.give_back, size))
         return await asyncio.wrap_future(work)
 
     def _decode_now(self, upload: Upload, size: int) -> Picture:

@@ -8,6 +8,8 @@ from protopnet.config import Section
 from protopnet.evidence.sources import Named
 from protopnet.imaging import BYTES_A_PIXEL, MAX_PIXELS
 
+SMALL_PART = 8  # one in so many bytes for decoding is for small images alone
+
 
 class MemberSettings(Section):
     """A member of the ensemble: one bundle, as a deployment of its own."""
@@ -53,9 +55,10 @@ class IngressSettings(Section):
         256_000_000, ge=1024, description="bytes of bodies that a replica holds at a time; what comes above gets 503"
     )
     decode_memory: int = Field(
-        BYTES_A_PIXEL * MAX_PIXELS,
+        1_400_000_000,
         ge=1,
-        description=f"bytes that decoding takes at a time, {BYTES_A_PIXEL} a pixel of the image; others wait",
+        description=f"bytes that decoding takes at a time, {BYTES_A_PIXEL} a pixel of the image, others wait; one in "
+        f"{SMALL_PART} is for small images alone",
     )
     min_replicas: int = Field(1, ge=1, description="replicas when there is little to do")
     max_replicas: int = Field(1, ge=1, description="replicas when there is much to do")
@@ -130,7 +133,8 @@ class AppSettings(Section):
 
     @model_validator(mode="after")
     def _room_for_the_largest(self) -> "AppSettings":
-        if self.ingress.decode_memory < (needed := BYTES_A_PIXEL * self.max_pixels):
+        needed = -(-BYTES_A_PIXEL * self.max_pixels * SMALL_PART // (SMALL_PART - 1))
+        if self.ingress.decode_memory < needed:
             raise ValueError(f"ingress.decode_memory must be at least {needed}, for one image of max_pixels")
         if self.ingress.body_memory < self.max_bytes:
             raise ValueError("ingress.body_memory must be at least max_bytes")

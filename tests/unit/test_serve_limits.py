@@ -1,5 +1,6 @@
 """The service against those who ask too much, send too slowly or not at all, or go away: over real HTTP, without Ray."""
 
+import io
 import socket
 import threading
 import time
@@ -9,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 from serving import CLASSES, Client, local_app, make_bundle, photo
 
 from protopnet.pages.pictures import heat_png
@@ -158,6 +160,25 @@ def test_work_ends_when_its_time_is_up(bundle: str, monkeypatch: pytest.MonkeyPa
         count = len(drawn)
         time.sleep(0.6)
         assert len(drawn) == count
+
+
+def test_small_images_do_not_wait_for_large_ones(service: Client) -> None:
+    """Of six that take all the memory there is, one after the other, a small one overtakes those that wait."""
+    sink = io.BytesIO()
+    Image.new("1", (7000, 7000)).save(sink, "PNG")
+    ended: list[str] = []
+
+    def ask(name: str, data: bytes) -> None:
+        assert service.post("/v1/predict", data).status == 200
+        ended.append(name)
+
+    with ThreadPoolExecutor(7) as pool:
+        asking = [pool.submit(ask, "large", sink.getvalue()) for _ in range(6)]
+        time.sleep(0.1)
+        asking.append(pool.submit(ask, "small", photo(0)))
+        for each in asking:
+            each.result()
+    assert ended.index("small") <= 2, ended
 
 
 def test_requests_in_work_are_counted_and_the_places_given_back(bundle: str) -> None:
