@@ -110,14 +110,14 @@ class Cache:
         return np.flatnonzero(chosen.to_numpy())
 
     @torch.no_grad()
-    def similarities_to(self, network: ProtoPNet, prototype_Dhw: torch.Tensor) -> np.ndarray:
-        """Similarity of every row to one prototype that is none of the bundle's: n."""
+    def similarities_to(self, network: ProtoPNet, prototypes_QDhw: torch.Tensor) -> np.ndarray:
+        """Similarity of every row to prototypes that are none of the bundle's, from one look at all latent maps: n x Q."""
         found = []
         with true_float32():
             for start in range(0, len(self.latents_nDHW), _CHUNK):
                 latents_BDHW = torch.from_numpy(self.latents_nDHW[start : start + _CHUNK].copy())
-                distances_B1, _ = min_distances(latents_BDHW, prototype_Dhw[None], network.kind)
-                found.append(similarity(distances_B1, network.kind, network.epsilon)[:, 0].numpy())
+                distances_BQ, _ = min_distances(latents_BDHW, prototypes_QDhw, network.kind)
+                found.append(similarity(distances_BQ, network.kind, network.epsilon).numpy())
         return np.concatenate(found)
 
     def push(

@@ -18,6 +18,7 @@ from protopnet.training.proximal import Metric
 from protopnet.training.solver import Progress, RowBlock, Solution, mean_over, metric_over, solve
 
 _NEWTON_STEPS = 8
+_LEAST, _MOST = 1e-14, 500  # of the sum of the others' exponents, relative; of an exponent
 _CHUNK = 256  # rows at a time, where a number for each row and prototype is worked out
 
 
@@ -116,15 +117,20 @@ class Fit:
         """Solve the own-class connections of these classes, one class after another, all others as they are."""
         if not labels:
             return
-        logits_nK = self.rows.similarities_nP @ self.weights_KP.T.astype(np.float32)
+        logits_nK = (self.rows.similarities_nP @ self.weights_KP.T.astype(np.float32)).astype(np.float64)
+        highest_n = logits_nK.max(axis=1)
+        exponents_nK = np.exp(logits_nK - highest_n[:, None])
+        total_n = exponents_nK.sum(axis=1)
         for label in labels:
-            own = np.flatnonzero(self.off_KP[label] == 0)
-            own = own[self.anchor_KP[label, own] != 0]
-            others_n = _logsumexp(np.delete(logits_nK, label, axis=1))
+            own = np.flatnonzero(self.anchor_KP[label])
+            others_n = highest_n + np.log(np.maximum(total_n - exponents_nK[:, label], _LEAST))
             rest_n = logits_nK[:, label] - self.rows.similarities_nP[:, own] @ self.weights_KP[label, own]
             weights_Q = self._newton(label, own, rest_n, others_n)
             self.weights_KP[label, own] = np.maximum(weights_Q, self.floor_KP[label, own])
-            logits_nK[:, label] = rest_n + self.rows.similarities_nP[:, own] @ self.weights_KP[label, own]
+            new_n = rest_n + self.rows.similarities_nP[:, own] @ self.weights_KP[label, own]
+            new_n = np.exp(np.minimum(new_n - highest_n, _MOST))
+            total_n += new_n - exponents_nK[:, label]
+            exponents_nK[:, label] = new_n
 
     def _newton(self, label: int, own: np.ndarray, rest_n: np.ndarray, others_n: np.ndarray) -> np.ndarray:
         """argmin over w of mean log(e^others + e^(rest + S w)) - [label](rest + S w) + ridge/2 ‖w - anchor‖²."""
@@ -205,9 +211,3 @@ def worth(fit: Fit, prototype_class_P: np.ndarray, gone: Collection[int] = ()) -
         lost_P[p] = np.count_nonzero(toppled_m & (labels_m == label))
         gained_P[p] = np.count_nonzero(toppled_m & (labels_m == second_m))
     return Worth(lost_P, gained_P)
-
-
-def _logsumexp(values_nK: np.ndarray) -> np.ndarray:
-    highest_n1 = values_nK.max(axis=1, keepdims=True)
-    total_n: np.ndarray = np.log(np.exp(values_nK - highest_n1).sum(axis=1)) + highest_n1[:, 0]
-    return total_n.astype(np.float64)

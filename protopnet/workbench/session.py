@@ -7,12 +7,11 @@ to a certified optimum, beside. The log is replayed when a session is opened.
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-import torch
 
 from protopnet.auditing.decisions import Decision
 from protopnet.auditing.draft import Draft, Place
@@ -202,10 +201,10 @@ class Session:
         numbers = draft.numbers_P.tolist()
         places = dict(zip(numbers, draft.places, strict=True))
         changed = [p for p in range(len(self.class_P)) if self._places.get(p) != places.get(p)]
-        at = {p: place for place, p in enumerate(numbers)}
+        self._look_for({p: places[p] for p in changed if p in places}, draft)
         for p in changed:
             if p in places:
-                column_n = self._column(p, places[p], draft.prototypes_PDhw[at[p]])
+                column_n = self._column(p, places[p])
                 self.fit.set_column(p, column_n[self.train_at], column_n[self.shown_at])
             else:
                 self.fit.drop_column(p)
@@ -216,13 +215,21 @@ class Session:
         self.fit.quick(sorted({int(self.class_P[p]) for p in [*changed, *floored]}))
         return {p: places[p] for p in changed if p in places}
 
-    def _column(self, p: int, place: Place, prototype_Dhw: torch.Tensor) -> np.ndarray:
+    def _look_for(self, places: Mapping[int, Place], draft: Draft) -> None:
+        """Similarities of every cached row to the prototypes on these patches, where they aren't known yet."""
+        unknown = [
+            (p, place)
+            for p, place in places.items()
+            if place != self.first_place(p) and (p, place) not in self._columns
+        ]
+        if unknown:
+            prototypes_QDhw = draft.prototypes_PDhw[draft.at(p for p, _ in unknown)]
+            columns_nQ = self.cache.similarities_to(self._given.network, prototypes_QDhw)
+            self._columns |= {key: columns_nQ[:, q] for q, key in enumerate(unknown)}
+
+    def _column(self, p: int, place: Place) -> np.ndarray:
         """Similarity of every cached row to a prototype on this patch."""
-        if place == self._given.start.places[p]:
-            return self.cache.similarities_nP[:, p]
-        if (p, place) not in self._columns:
-            self._columns[p, place] = self.cache.similarities_to(self._given.network, prototype_Dhw)
-        return self._columns[p, place]
+        return self.cache.similarities_nP[:, p] if place == self.first_place(p) else self._columns[p, place]
 
     def _effect_of(self, says: str, before_m: np.ndarray, watch: Stopwatch, moved: dict[int, Place]) -> Effect:
         after_m, rows = self.fit.predictions(), self.fit.shown

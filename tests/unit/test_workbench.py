@@ -227,7 +227,7 @@ class TestASession:
         rows = session.fit.rows
         network = draft.network(session.corrector().network, session.corrector().model)
         for place, p in enumerate(draft.numbers_P.tolist()):
-            column = session.cache.similarities_to(network, draft.prototypes_PDhw[place])
+            column = session.cache.similarities_to(network, draft.prototypes_PDhw[place : place + 1])[:, 0]
             np.testing.assert_allclose(rows.similarities_nP[:, p], column[session.train_at], atol=2e-3)
         left = draft.numbers_P
         off = off_class_KP(draft.prototype_class_P, 3)
