@@ -103,6 +103,6 @@ def _life(args: AppSettings) -> dict[str, Any]:
         "health_check_period_s": args.health_period_s,
         "health_check_timeout_s": _HEALTH_TIMEOUT_S,
         "graceful_shutdown_wait_loop_s": _DRAINING_S,
-        "graceful_shutdown_timeout_s": args.timeout_s + 2 * _DRAINING_S,
+        "graceful_shutdown_timeout_s": args.body_timeout_s + args.timeout_s + 2 * _DRAINING_S,
         "logging_config": {"encoding": "JSON"},
     }

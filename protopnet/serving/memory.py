@@ -38,12 +38,12 @@ class Memory:
 
     @contextmanager
     def growing(self) -> Iterator["Share"]:
-        """A share that grows; given back at the end of the block."""
+        """A share that grows; given back at the end of the block, if not before."""
         share = Share()
         try:
             yield share
         finally:
-            self.give_back(share.size)
+            self.let_go(share)
 
     def grow(self, share: "Share", size: int) -> None:
         """`Refusal` where there isn't so much left."""
@@ -51,6 +51,11 @@ class Memory:
             raise overloaded(f"there is no memory left for {self._what}; try again")
         self._left -= size
         share.size += size
+
+    def let_go(self, share: "Share") -> None:
+        """Of all of it."""
+        self.give_back(share.size)
+        share.size = 0
 
     def _serve(self) -> None:
         while self._waiting and (self._waiting[0][1].done() or self._waiting[0][0] <= self._left):

@@ -47,7 +47,10 @@ class Reception:
                     async with asyncio.timeout(self._settings.timeout_s):
                         uploads = await uploads_in(request, body, self._settings)
                         check_budget(len(uploads))
-                        yield await self._decoded(uploads)
+                        decoded = await self._decoded(uploads)
+                        del body, uploads  # what is left to do needs the pixels alone
+                        self._bodies.let_go(share)
+                        yield decoded
                 except TimeoutError:
                     message = f"no answer within {self._settings.timeout_s:g} s; try again later"
                     raise Refusal("timeout", message) from None

@@ -100,6 +100,21 @@ def test_what_is_being_sent_is_held_within_a_limit_and_given_back(bundle: str) -
             assert client.post("/v1/predict", b"x" * 90_000).status == 415
 
 
+def test_what_has_been_decoded_is_held_no_longer(bundle: str) -> None:
+    """While one waits for a member, there is room for another."""
+    limits = {
+        "max_bytes": 100_000,
+        "ingress": {"body_memory": 100_000},
+        "member": {"batch_wait_s": 0.8, "max_batch": 8},
+    }
+    with local_app([bundle], **limits) as client, ThreadPoolExecutor(1) as pool:
+        large = photo(0) + bytes(80_000)  # what follows the end of a JPEG is nobody's business
+        first = pool.submit(client.post, "/v1/predict", large)
+        time.sleep(0.3)
+        assert client.post("/v1/predict", large).status == 200
+        assert first.result().status == 200
+
+
 # ------------------------------------------------------------------------------------------------ too much
 
 
