@@ -20,8 +20,8 @@ class DataSettings(Section):
 
     source: Literal["birds", "folder", "cub", "shards"] = Field(
         "birds",
-        description="birds: generated birds; folder: one sub-folder a class (with or without train/ and test/ "
-        "above); cub: CUB-200-2011 in its official layout; shards: a folder that jobs/prepare.py wrote",
+        description="birds: generated birds; folder: one sub-folder a class (with or without folders "
+        "of splits above or below); cub: CUB-200-2011 in its official layout; shards: a folder that jobs/prepare.py wrote",
     )
     path: str | None = Field(
         None, description="folder of the images or shards, a local path or s3://…; not used by generated birds"

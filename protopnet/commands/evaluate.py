@@ -92,6 +92,8 @@ def _evaluate(settings: EvaluateSettings) -> tuple[dict[str, Any], str]:
         plan=plan_pass(settings.compute), batch_size=settings.batch_size, max_pixels=settings.max_pixels
     )
     metrics = measure(predictor, rows, settings.output, options=options, quality=quality, source=dataset.source)
+    if passed := dataset.source.get("passed_over"):
+        print(passed)
     return metrics, split
 
 

@@ -47,6 +47,8 @@ def summary(dataset: Dataset, output: str, seconds: float) -> str:
     counts = ", ".join(f"{count:,} {split}" for split, count in dataset.counts().items() if count)
     images, classes = dataset.table.num_rows, len(dataset.classes)
     lines = [f"{images:,} images of {classes} classes in {seconds:.0f} s: {counts}"]
+    if passed := dataset.source.get("passed_over"):
+        lines.append(passed)
     errors = dataset.errors.to_pylist()
     lines += [f"not used: {error['uri']}: {error['reason']}" for error in errors[:10]]
     if len(errors) > 10:

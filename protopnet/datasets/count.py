@@ -48,7 +48,7 @@ def _found(settings: RunSettings) -> Counter[tuple[str, str]]:
         raise UserError(f"{data.path} isn't a folder (data.path)")
     if data.source == "cub":
         return Counter(cub_splits(root, cub_classes(root, data)))
-    images, names = list_images(root)
+    images, names, _ = list_images(root)
     chosen = set(chosen_classes(names, data.classes))
     return Counter((image.class_name, image.split) for image in images if image.class_name in chosen)
 

@@ -1,13 +1,14 @@
 """Datasets as people have them: one sub-folder a class, on disk or in a bucket.
 
     flowers/rose/1.jpg               classes are the sub-folders, in alphabetical order
-    flowers/train/rose/1.jpg         or the same below train/ and, where there are any, test/ and
-    flowers/test/rose/7.jpg          validation/ (also val/ or valid/)
+    flowers/Train/rose/1.jpg         or the same below folders of splits, or splits below each class (`layout`)
+    flowers/Test/rose/7.jpg
     flowers/parts.csv                optional key points: a line `image,part,x,y` each, the image as a path
                                      below flowers/, x and y in fractions of its width and height
 
 Every image is read once and decoded to its end, so that training meets no surprises; an image that fails is
-listed in `errors` with the reason. Files that aren't images by their suffix, and hidden ones, are left alone.
+listed in `errors` with the reason. Files that aren't images by their suffix are left alone, and so are leftovers
+of systems, which are counted (`files`).
 """
 
 import csv
@@ -23,17 +24,13 @@ import pyarrow as pa
 
 from protopnet import storage
 from protopnet.config import DataSettings
+from protopnet.datasets.files import Passed, is_leftover
+from protopnet.datasets.layout import layout_of
 from protopnet.datasets.pool import ordered, threads_for
 from protopnet.datasets.rows import MANIFEST_SCHEMA, BadRow, Dataset, error_table
 from protopnet.datasets.splits import chosen_classes, renumbered, with_splits
 from protopnet.errors import UserError
 from protopnet.imaging import BadImage, verify
-
-SPLIT_FOLDERS = {"train": "train", "test": "test"} | dict.fromkeys(["val", "valid", "validation"], "validation")
-
-# Also kinds that can't be decoded here (HEIC, JPEG XL): better named among the errors than passed over.
-_KINDS = "jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k avif heic heif jxl"
-SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
 
 _PIECE = 10_000  # rows that are dictionaries before they become a table, which is far smaller
 Progress = Callable[[int, int | None], None]  # images done, images in all where known
@@ -58,7 +55,7 @@ def scan_folder(path: str, settings: DataSettings, seed: int, progress: Progress
     root = storage.located(path)
     if not storage.is_folder(root):
         raise UserError(f"{path} isn't a folder (data.path); expected one sub-folder of images a class")
-    found, names = list_images(root)
+    found, names, passed = list_images(root)
     classes = chosen_classes(names, settings.classes)
     label_of = {name: label for label, name in enumerate(classes)}
     found = sorted((f for f in found if f.class_name in label_of), key=lambda f: (f.class_name, f.path))
@@ -80,26 +77,31 @@ def scan_folder(path: str, settings: DataSettings, seed: int, progress: Progress
     pieces.append(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
     table = with_splits(renumbered(pa.concat_tables(pieces).combine_chunks()), settings, seed)
     source = {"kind": "folder", "path": root, "crop": "none"}
+    if text := passed.text():
+        source["passed_over"] = text
     return Dataset(classes, table, source, error_table(errors))
 
 
-def list_images(root: str) -> tuple[list[_Found], list[str]]:
-    """Image files, and the names of all classes, those without images among them."""
-    paths = [uri[len(root) :].lstrip("/") for uri in storage.list_files(root)]
-    shown = [path for path in paths if not any(piece.startswith(".") for piece in path.split("/"))]
-    images = [path for path in shown if os.path.splitext(path)[1].lower() in SUFFIXES]
+def list_images(root: str) -> tuple[list[_Found], list[str], Passed]:
+    """Image files, the names of all classes, those without images among them, and what was passed over.
+
+    `UserError` if there is no image at all, or if a folder may be a split or a class.
+    """
+    passed = Passed()
+    images = list(passed.images_among(uri[len(root) :].lstrip("/") for uri in storage.list_files(root)))
+    if not images:
+        raise UserError(f"{root} holds no images (data.path); {passed.instead_of_images()}")
     tops = _sub_folders(root, images)
-    split_of = _split_folders(root, images, tops)
-    names = set() if split_of else tops
-    for top in split_of:
+    layout = layout_of(images, tops)
+    names = set() if layout.splits else tops
+    for top in layout.splits:
         names |= _sub_folders(storage.join(root, top), images, top)
     found = []
     for path in images:
-        split = split_of.get(path.split("/")[0]) if split_of else "train"
-        below = path.split("/")[1 if split_of else 0 :]
-        if split and len(below) >= 2:  # a picture beside the class folders belongs to no class
-            found.append(_Found(path, storage.join(root, path), below[0], split))
-    return found, sorted(names)
+        if place := layout.place(path):
+            found.append(_Found(path, storage.join(root, path), *place))
+    passed.outside = len(images) - len(found)
+    return found, sorted(names), passed
 
 
 def _sub_folders(folder: str, images: list[str], below: str = "") -> set[str]:
@@ -109,17 +111,8 @@ def _sub_folders(folder: str, images: list[str], below: str = "") -> set[str]:
     names = {path.split("/")[0] for path in rest if "/" in path}
     if not storage.is_remote(folder):
         folders = (entry.name for entry in os.scandir(folder) if entry.is_dir())
-        names |= {name for name in folders if not name.startswith(".")}
+        names |= {name for name in folders if not is_leftover(name)}
     return names
-
-
-def _split_folders(root: str, images: list[str], tops: set[str]) -> dict[str, str]:
-    """Top folders that are splits, if any: `train` is one if it holds folders, a class if it holds images."""
-    if "train" not in tops or any(path.startswith("train/") and path.count("/") == 1 for path in images):
-        return {}
-    if not _sub_folders(storage.join(root, "train"), images, "train"):
-        return {}
-    return {top: SPLIT_FOLDERS[top] for top in sorted(tops) if top in SPLIT_FOLDERS}
 
 
 def _check(image: _Found, max_pixels: int) -> dict[str, Any] | BadRow:

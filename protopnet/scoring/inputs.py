@@ -1,6 +1,6 @@
 """What is to be scored, whatever names it, as a stream of rows; only a few are held at a time.
 
-    a folder, s3://bucket/prefix    every image below it, known by its suffix in any case; hidden files are left alone
+    a folder, s3://bucket/prefix    every image below it, known by its suffix in any case; leftovers of systems are counted
     list.txt, .csv, .tsv, .parquet  a location an image: a line, or the column `uri`; relative ones are meant from
                                     the list's own folder
     shards of jobs/prepare.py       the images inside them
@@ -14,14 +14,14 @@ import io
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from protopnet import storage
-from protopnet.datasets.folders import SUFFIXES
+from protopnet.datasets.files import SUFFIXES, Passed
 from protopnet.datasets.shards import stream_index
 from protopnet.errors import UserError
 
@@ -46,11 +46,12 @@ _READ_BYTES = 4 << 20  # of a list in a bucket with each request
 
 @dataclass(frozen=True)
 class Input:
-    """`tables` starts the stream of rows (`INPUT_SCHEMA`) from its beginning."""
+    """`tables` starts the stream of rows (`INPUT_SCHEMA`) from its beginning; `passed` counts what it passes over."""
 
     kind: Kind
     uri: str
     tables: Callable[[], Iterator[pa.Table]]
+    passed: Passed = field(default_factory=Passed)
 
 
 def open_input(uri: str) -> Input:
@@ -59,7 +60,8 @@ def open_input(uri: str) -> Input:
     if storage.is_folder(root):
         if _is_shards(root):
             return Input("shards", root, lambda: _from_shards(root))
-        return Input("folder", root, lambda: _from_locations(_images_below(root)))
+        passed = Passed()
+        return Input("folder", root, lambda: _from_locations(_images_below(root, passed)), passed)
     if suffix not in _LISTS and suffix not in SUFFIXES:
         raise UserError(f"{uri} is no folder, no list ({', '.join(_LISTS)}) and no image (--input)")
     if not storage.exists(root):
@@ -89,11 +91,9 @@ def _from_locations(locations: Iterable[str]) -> Iterator[pa.Table]:
         yield pa.table([[None] * len(uris), uris, uris, nowhere, nowhere, folders], schema=INPUT_SCHEMA)
 
 
-def _images_below(root: str) -> Iterator[str]:
-    for uri in storage.each_file(root):
-        shown = not any(piece.startswith(".") for piece in uri[len(root) :].split("/"))
-        if shown and os.path.splitext(uri)[1].lower() in SUFFIXES:
-            yield uri
+def _images_below(root: str, passed: Passed) -> Iterator[str]:
+    paths = (uri[len(root) :].lstrip("/") for uri in storage.each_file(root))
+    return (storage.join(root, path) for path in passed.images_among(paths))
 
 
 def _listed(uri: str, suffix: str) -> Iterator[str]:

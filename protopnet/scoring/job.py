@@ -127,8 +127,8 @@ def _score(settings: ScoreSettings, reporter: Reporter, started: float, lease: L
     done, _ = take_stock(settings.output)
     todo = [chunk for chunk in range(record.chunks) if chunk not in done]
     progress = ChunkProgress(reporter, sum(map(record.rows_in, todo)))
-    if note:
-        reporter.note(note)
+    for said in filter(None, (source.passed.text(), note)):
+        reporter.note(said)
     if done:
         reporter.note(f"{sum(map(record.rows_in, done)):,} of {record.images:,} images done before")
     run = _score_chunks(todo, predictor, record, settings, progress, started)

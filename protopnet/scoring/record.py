@@ -103,7 +103,7 @@ def begin(
 
     contents, chunk_rows = write_manifest(source.tables(), job_uri, classes, chunk_rows_for)
     if not contents.images:
-        raise UserError(f"{source.uri} holds no images (--input); a folder's images are known by their suffix")
+        raise UserError(f"{source.uri} holds no images (--input); {source.passed.instead_of_images()}")
     record = JobRecord(
         bundles=bundles,
         input=source.uri,

@@ -158,11 +158,12 @@ def run_data(run: Run, stage: Stage, state_in: str | None) -> Result:
     save_state(run.state_uri(stage), run.network().state_dict())
     counts = dataset.counts()
     bad = f", {len(dataset.errors)} unreadable (see errors.parquet)" if len(dataset.errors) else ""
+    passed = f"; {dataset.source['passed_over']}" if "passed_over" in dataset.source else ""
     says = f"{counts['train']} training, {counts['validation']} validation, {counts['test']} test images, "
     return {
         "classes": len(dataset.classes),
         "counts": counts,
-        "says": f"{says}{len(dataset.classes)} classes{bad}",
+        "says": f"{says}{len(dataset.classes)} classes{bad}{passed}",
     }
 
 
