@@ -14,8 +14,8 @@ from protopnet.errors import UserError, exit_with_a_sentence
 from protopnet.model.legacy import sized_as_authors
 from protopnet.model.weights import read_state
 from protopnet.progress import make_reporter
+from protopnet.training.execute import execute_import
 from protopnet.training.run import Run
-from protopnet.training.stages import execute_import
 from protopnet.training.summary import conclude
 
 FARTHEST = (

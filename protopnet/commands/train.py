@@ -13,9 +13,9 @@ from protopnet.config import RunSettings
 from protopnet.errors import exit_with_a_sentence
 from protopnet.plan import PlanSettings, arguments, this_cluster
 from protopnet.progress import make_reporter
+from protopnet.training.execute import execute
 from protopnet.training.forecast import plan_run
 from protopnet.training.run import Run
-from protopnet.training.stages import execute
 from protopnet.training.summary import FinishedRun, conclude
 
 

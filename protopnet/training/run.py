@@ -4,7 +4,8 @@ A run folder belongs to one set of settings. Starting again with the same ones g
 with others it is refused, naming the setting.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -39,14 +40,24 @@ class Run:
     reporter: Reporter
     results: dict[str, Result] = field(default_factory=dict)
     lease: Lease = field(init=False)
+    log: RunLog = field(init=False)
 
     def __post_init__(self) -> None:
         self.watch = Stopwatch()
         self.seconds_before = 0.0  # spent on stages that were complete when this process began
         self.uri = storage.located(storage.join(self.settings.storage, self.settings.name))
         storage.check_writable(self.uri)
-        self._claim_folder()
-        self.log = RunLog(self.uri)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Nobody else works in the folder while the block runs.
+
+        `UserError` where somebody does already, and where it was begun with other settings.
+        """
+        with Lease(self.uri, "--name") as self.lease:
+            self._check_settings()
+            self.log = RunLog(self.uri)
+            yield
 
     def folder(self, stage: Stage) -> str:
         return storage.join(self.uri, "stages", stage.name)
@@ -54,7 +65,11 @@ class Run:
     def state_uri(self, stage: Stage) -> str:
         return storage.join(self.folder(stage), "network.safetensors")
 
-    def _claim_folder(self) -> None:
+    def checkpoints(self, stage: Stage) -> str:
+        """Where a joint stage keeps what it would go on with."""
+        return storage.join(self.folder(stage), "train")
+
+    def _check_settings(self) -> None:
         """Write the resolved settings, or refuse a folder that was begun with others.
 
         Until the first stage is complete there is nothing to protect, and a setting that was refused can be put right.

@@ -1,8 +1,7 @@
-"""The stages of a run, and running them so that any may be cut off at any moment.
+"""What each stage of a run does: it reads what an earlier one left in storage and writes its own folder.
 
-Each stage reads what an earlier one left in storage and writes its own folder `stages/<nn>-<kind>/`; `result.json`
-is written last and marks it complete. Starting the same run again skips complete stages. The math is elsewhere:
-this module knows the order, the files between the stages, and the record.
+The math is elsewhere: this module knows the files between the stages and what is said of each. Which stage is next,
+and what happens when one is cut off, is in `execute`.
 """
 
 from collections.abc import Callable
@@ -11,19 +10,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from ray.exceptions import ActorUnavailableError, NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 
 from protopnet import storage
 from protopnet.budget import check_batch
-from protopnet.cluster import connect, plan_training
+from protopnet.cluster import plan_training
 from protopnet.config import RunSettings
 from protopnet.datasets.open import mixed, open_dataset
 from protopnet.datasets.validate import check_dataset
-from protopnet.lease import Lease
 from protopnet.model.network import ProtoPNet, build_network
 from protopnet.passes import push as push_step
 from protopnet.predictor import Predictor
-from protopnet.progress import Stopwatch
 from protopnet.quality.evaluate import evaluate
 from protopnet.quality.quality_pass import QualityOptions
 from protopnet.tables import read_table, write_table
@@ -32,15 +28,7 @@ from protopnet.training.imported import run_import
 from protopnet.training.last_layer import optimise_last_layer
 from protopnet.training.parts import check_parts, sample_maps, start_from_parts
 from protopnet.training.run import Result, Run
-from protopnet.training.schedule import (
-    Stage,
-    after_training,
-    before_training,
-    best_cycle,
-    importing,
-    keep_going,
-    training_cycles,
-)
+from protopnet.training.schedule import Stage, training_cycles
 from protopnet.training.sgd import train_stage
 from protopnet.training.start import check_directions, sample_patches, start_from_patches
 from protopnet.training.state import save_state
@@ -48,98 +36,6 @@ from protopnet.words import percent
 
 # Test images of a run that deletion and insertion are measured on; `jobs/evaluate.py --quality` takes more.
 CURVE_IMAGES = 24
-
-
-def execute(run: Run) -> dict[str, Result]:
-    """Bring a run to its end from wherever it is; returns the result of each stage by name, in order.
-
-    `UserError` where another process runs it.
-
-    Connects to Ray when the first stage needs it: after the images were read and the model was built, so that what is
-    wrong with them is said at once, and not at all for a run that is complete.
-    """
-    with Lease(run.uri, "--name") as run.lease:
-        _run_stages(run)
-    return run.results
-
-
-def execute_import(run: Run) -> dict[str, Result]:
-    """The same for a network of the authors' code, which `model.weights` names: nothing is trained."""
-    with Lease(run.uri, "--name") as run.lease:
-        state = None
-        for stage in importing(run.settings):
-            _complete(run, stage, state)
-            state = state if stage.kind in ("bundle", "evaluate") else run.state_uri(stage)
-    return run.results
-
-
-def _run_stages(run: Run) -> None:
-    state = None
-    for stage in before_training(run.settings):
-        _complete(run, stage, state)
-        state = run.state_uri(stage)
-    accuracies: list[float | None] = []
-    ends: list[Stage] = []
-    for stages in training_cycles(run.settings):
-        if accuracies and not keep_going(accuracies, run.settings.train.patience):
-            break
-        for stage in stages:
-            _complete(run, stage, state)
-            state = run.state_uri(stage)
-        ends.append(stages[-1])
-        accuracies.append(run.results[stages[-1].name]["validation_accuracy"])
-    best = ends[best_cycle(accuracies)]
-    for stage in after_training(run.settings, best.cycle):
-        _complete(run, stage, run.state_uri(best))
-
-
-def _complete(run: Run, stage: Stage, state_in: str | None) -> None:
-    """Run the stage unless it is complete already."""
-    marker = storage.join(run.folder(stage), "result.json")
-    done = storage.exists(marker)
-    if done:
-        result = storage.read_json(marker)
-        run.seconds_before += result["seconds"]
-    else:
-        if stage.kind != "data":
-            connect(run.settings.compute, run.paths())
-        watch = Stopwatch()
-        result = _persistently(run, stage, state_in)
-        result = {"name": stage.name, "cycle": stage.cycle, **result, "seconds": round(watch.seconds, 2)}
-        run.log.add(stage.name, result)
-        run.log.flush()
-        run.lease.check()
-        storage.write_json(marker, result)
-    if stage.kind == "joint":
-        storage.delete_tree(_checkpoints(run, stage))  # they serve nothing once the stage is marked complete
-    run.results[stage.name] = result
-    run.reporter.end(stage.name, result["seconds"], _in_words(result, done))
-
-
-# What a stage meets when a node goes with the only copy of something. Lost processes alone Ray replaces itself.
-_LOST = (ActorUnavailableError, ObjectLostError, RayActorError, WorkerCrashedError, NodeDiedError)
-
-
-def _persistently(run: Run, stage: Stage, state_in: str | None) -> Result:
-    """Run the stage; begin it again where a lost node took what can't be made again within it.
-
-    A stage reads and writes files only, so a second beginning is like a first. (Of a joint stage Ray Train goes on from
-    the last epoch, and counts its own failures.)
-    """
-    for _ in range(run.settings.compute.max_failures):
-        try:
-            return STAGES[stage.kind](run, stage, state_in)
-        except _LOST as error:
-            run.reporter.note(f"begins again: {type(error).__name__}, a node or a process was lost")
-    return STAGES[stage.kind](run, stage, state_in)
-
-
-def _in_words(result: Result, done: bool) -> str:
-    said = ["done before"] if done else []
-    for split in ("validation", "test"):
-        if result.get(f"{split}_accuracy") is not None:
-            said.append(f"{split} accuracy {percent(result[f'{split}_accuracy'])}")
-    return ", ".join([*said, *([result["says"]] if result.get("says") else [])])
 
 
 def run_data(run: Run, stage: Stage, state_in: str | None) -> Result:
@@ -219,7 +115,7 @@ def run_joint(run: Run, stage: Stage, state_in: str | None) -> Result:
 
     plan = plan_training(run.settings.compute)
     check_batch(plan, run.settings.train)
-    folder = _checkpoints(run, stage)
+    folder = run.checkpoints(stage)
     summary = train_stage(
         run.settings, run.dataset_uri, state_in, run.state_uri(stage), epochs, plan, folder, on_message
     )
@@ -339,11 +235,6 @@ STAGES: dict[str, Callable[[Run, Stage, str | None], Result]] = {
     "bundle": run_bundle,
     "evaluate": run_evaluate,
 }
-
-
-def _checkpoints(run: Run, stage: Stage) -> str:
-    """Where a joint stage keeps what it would go on with."""
-    return storage.join(run.folder(stage), "train")
 
 
 def _protopnet(run: Run, state_uri: str) -> ProtoPNet:

@@ -1,0 +1,41 @@
+"""A run folder belongs to one set of settings, and to one job at a time."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from protopnet.config import RunSettings
+from protopnet.errors import UserError
+from protopnet.progress import LineReporter
+from protopnet.training.run import Run
+
+
+def run_in(folder: Path, **settings: object) -> Run:
+    return Run(RunSettings.model_validate({"name": "mine", "storage": str(folder), **settings}), LineReporter())
+
+
+def recorded_seed(folder: Path) -> int:
+    seed: int = yaml.safe_load((folder / "mine/config.yaml").read_text())["seed"]
+    return seed
+
+
+def test_a_job_that_is_refused_leaves_the_settings_of_the_one_that_works_there(tmp_path: Path) -> None:
+    with run_in(tmp_path, seed=1).claimed():
+        with pytest.raises(UserError, match="another job works in"), run_in(tmp_path, seed=2).claimed():
+            pass
+        assert recorded_seed(tmp_path) == 1
+
+
+def test_a_run_that_has_begun_is_gone_on_with_by_the_same_settings_only(tmp_path: Path) -> None:
+    with run_in(tmp_path, seed=1).claimed():
+        pass
+    with run_in(tmp_path, seed=2).claimed():  # nothing was done with the first ones yet
+        assert recorded_seed(tmp_path) == 2
+    data = tmp_path / "mine/stages/00-data"
+    data.mkdir(parents=True)
+    (data / "result.json").write_text("{}")
+    with run_in(tmp_path, seed=2, compute={"threads": 1}).claimed():
+        pass
+    with pytest.raises(UserError, match="begun with seed = 2, now it is 3"), run_in(tmp_path, seed=3).claimed():
+        pass
