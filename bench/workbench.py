@@ -44,7 +44,7 @@ from protopnet.workbench.log import DecisionLog
 from protopnet.workbench.session import Session
 
 DEPTH, SIDE = 64, 7
-NOISE, VALIDATION = 0.3, 0.1
+NOISE, VALIDATION = 0.2, 0.1
 
 
 def main() -> None:

@@ -39,3 +39,12 @@ def test_a_figure_is_not_that_of_another_image_whose_name_goes_on_as_this_one_do
 
 def test_no_points_are_not_less_than_none() -> None:
     assert "-0.00" not in why("x", explanation([-0.001], 0.0)).verdict
+
+
+def test_the_verdict_calls_a_prototype_by_its_name() -> None:
+    plain = explanation([11.2], 0.5)
+    (entry,) = plain.classes
+    first = entry.evidence[0].model_copy(update={"name": "red bill"})
+    named = plain.model_copy(update={"classes": [entry.model_copy(update={"evidence": [first]})]})
+    assert "most, 11.20, from red bill (prototype 0) of" in why("x", named).verdict
+    assert "most, 11.20, from prototype 0 of" in why("x", plain).verdict

@@ -125,6 +125,18 @@ def test_the_page_needs_nothing_else_and_says_all_numbers():
             Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))).load()
 
 
+def test_a_prototype_that_people_have_named_is_shown_by_name():
+    plain = explanation([4.126, 3.0], 1.0)
+    (entry,) = plain.classes
+    first = entry.evidence[0].model_copy(update={"name": "red <bill>"})
+    named = plain.model_copy(update={"classes": [entry.model_copy(update={"evidence": [first, entry.evidence[1]]})]})
+    document = page([("a bird.jpg", half_and_half(120, 90), named)], album(), "Why?")
+    assert document.count("<b>red &lt;bill&gt;</b>") == 1
+    assert "training image of red &lt;bill&gt; (prototype 0) of" in document
+    drawn, without = (class_figure(half_and_half(), each.top, album(), CLASSES) for each in (named, plain))
+    assert np.abs(np.asarray(drawn).astype(int) - np.asarray(without)).max() > 50
+
+
 def test_without_thumbnails_there_is_a_sentence_instead_of_a_figure():
     bare = Album(Sources(None))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no picture of prototype 0.*thumbnails"):
