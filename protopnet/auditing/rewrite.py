@@ -130,7 +130,8 @@ def names_and_groups(bundle: Bundle, corrector: Corrector, draft: Draft) -> dict
     moved = [place != start.places[number] for place, number in zip(draft.places, numbers, strict=True)]
     columns = {}
     for column, given in {"name": corrector.settled.names, "group": corrector.settled.groups}.items():
-        before = [None] * len(start) if bundle.prototypes is None else bundle.prototypes[column].to_pylist()
+        table = bundle.prototypes
+        before = [None] * len(start) if table is None else table.sort_by("prototype")[column].to_pylist()
         inherited = [None if gone else before[number] for number, gone in zip(numbers, moved, strict=True)]
         columns[column] = [given.get(number, old) for number, old in zip(numbers, inherited, strict=True)]
     return columns
