@@ -44,6 +44,11 @@ class DataSettings(Section):
     max_pixels: int = Field(
         50_000_000, ge=1, description="images with more pixels than this are refused (decompression bombs)"
     )
+    duplicates: Literal["warn", "refuse", "drop"] = Field(
+        "warn",
+        description="validation and test images that are, to the byte, training images too: name them, end the job, or "
+        "drop them from training",
+    )
     workers: int | None = Field(
         None,
         ge=1,

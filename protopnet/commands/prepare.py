@@ -11,6 +11,7 @@ from typing import Any
 
 from protopnet.cli import checked, parse
 from protopnet.config import PrepareSettings
+from protopnet.datasets.duplicates import duplicates_across, duplicates_text
 from protopnet.datasets.open import open_source
 from protopnet.datasets.rows import Dataset
 from protopnet.datasets.shards import check_output, write_shards
@@ -49,6 +50,8 @@ def summary(dataset: Dataset, output: str, seconds: float) -> str:
     lines = [f"{images:,} images of {classes} classes in {seconds:.0f} s: {counts}"]
     if passed := dataset.source.get("passed_over"):
         lines.append(passed)
+    if repeated := duplicates_text(duplicates_across(dataset.table)):
+        lines.append(repeated)
     errors = dataset.errors.to_pylist()
     lines += [f"not used: {error['uri']}: {error['reason']}" for error in errors[:10]]
     if len(errors) > 10:

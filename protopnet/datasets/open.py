@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from protopnet import storage
 from protopnet.config import BirdSettings, DataSettings
 from protopnet.datasets.cub import cub_classes, cub_rows
+from protopnet.datasets.duplicates import settled
 from protopnet.datasets.folders import Progress, scan_folder
 from protopnet.datasets.order import mixing, row_groups
 from protopnet.datasets.reader import ImageReader
@@ -109,6 +110,7 @@ def open_source(settings: DatasetSettings, progress: Progress | None = None) -> 
         dataset = scan_folder(path, data, settings.seed, progress)
     else:
         dataset = open_shards(path, data, settings.seed)
+    dataset, _ = settled(dataset, data.duplicates)
     return Source(_rows_of(dataset), dataset.classes, dataset.source)
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from protopnet import storage
 from protopnet.config import AugmentSettings, BirdSettings, DataSettings, LastLayerSettings, PushSettings
+from protopnet.datasets.duplicates import settled
 from protopnet.datasets.open import open_dataset, recognise
 from protopnet.datasets.rows import Dataset
 from protopnet.datasets.validate import check_bad_share
@@ -57,6 +58,7 @@ def open_training_data(path: str, classes: Sequence[str], trained: TrainedWith, 
     else:
         data = trained.data.model_copy(update={"source": recognise(path), "path": path, "classes": list(classes)})
         dataset = open_dataset(_Source(data, trained.seed, BirdSettings()), work_uri)
+        dataset, _ = settled(dataset, data.duplicates)
         check_bad_share(path, dataset.table.num_rows, dataset.errors, data.max_bad)
     if dataset.classes != list(classes):
         raise UserError(f"{path} isn't the data that the bundle was trained on: its classes are others")

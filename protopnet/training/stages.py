@@ -15,6 +15,7 @@ from protopnet import storage
 from protopnet.budget import check_batch
 from protopnet.cluster import plan_training
 from protopnet.config import RunSettings
+from protopnet.datasets.duplicates import duplicates_across, duplicates_text, settled
 from protopnet.datasets.open import mixed, open_dataset
 from protopnet.datasets.validate import check_dataset
 from protopnet.model.network import ProtoPNet, build_network
@@ -48,18 +49,21 @@ def run_data(run: Run, stage: Stage, state_in: str | None) -> Result:
     if isinstance(network, ProtoPNet) and run.settings.model.start == "parts":
         check_parts(network)
     dataset = open_dataset(run.settings, run.folder(stage))
+    dataset, repeated = settled(dataset, run.settings.data.duplicates)
     check_dataset(dataset, run.settings.data.max_bad)
     dataset = mixed(dataset, run.folder(stage))
     dataset.save(run.folder(stage))
+    write_table(storage.join(run.folder(stage), "duplicates.parquet"), repeated)
+    leak = duplicates_text(duplicates_across(dataset.table))
     save_state(run.state_uri(stage), run.network().state_dict())
     counts = dataset.counts()
     bad = f", {len(dataset.errors)} unreadable (see errors.parquet)" if len(dataset.errors) else ""
-    passed = f"; {dataset.source['passed_over']}" if "passed_over" in dataset.source else ""
+    further = "".join(f"; {text}" for text in (dataset.source.get("passed_over"), leak) if text)
     says = f"{counts['train']} training, {counts['validation']} validation, {counts['test']} test images, "
     return {
         "classes": len(dataset.classes),
         "counts": counts,
-        "says": f"{says}{len(dataset.classes)} classes{bad}{passed}",
+        "says": f"{says}{len(dataset.classes)} classes{bad}{further}",
     }
 
 
