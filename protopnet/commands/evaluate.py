@@ -24,6 +24,7 @@ from protopnet.errors import exit_with_a_sentence
 from protopnet.imaging import MAX_PIXELS
 from protopnet.passes.image_pass import PassOptions
 from protopnet.predictor import Predictor
+from protopnet.quality.classification import AGAINST_REST
 from protopnet.quality.evaluate import evaluate as measure
 from protopnet.quality.evaluate import with_labels_of
 from protopnet.quality.quality_pass import QualityOptions, check_explains
@@ -101,9 +102,13 @@ def _evaluate(settings: EvaluateSettings) -> tuple[dict[str, Any], str]:
 def main() -> None:
     settings = parse(EvaluateSettings, description=__doc__)
     metrics, split = _evaluate(settings)
-    print(f"{metrics['images']:,} images ({split}), {len(metrics['per_class'])} classes")
+    absent = sum(not figures["count"] for figures in metrics["per_class"].values())
+    without = f", {absent} of them without images here" if absent else ""
+    print(f"{metrics['images']:,} images ({split}), {len(metrics['per_class'])} classes{without}")
     for name, key in (("top-1", "top1"), ("top-5", "top5"), ("mean per class", "mean_per_class")):
         print(f"{name:<18} {percent(metrics[key])}")
+    for name in AGAINST_REST:
+        print(f"{name:<18} {percent(metrics[name])}")
     print(f"calibration error  {percent(metrics['calibration_error'])}")
     if "quality" in metrics:
         print(quality_text(metrics["quality"]))

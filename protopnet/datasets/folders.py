@@ -138,17 +138,27 @@ def _check(image: _Found, max_pixels: int) -> dict[str, Any] | BadRow:
 
 
 def _read_parts(root: str) -> dict[str, list[dict[str, Any]]]:
-    """Key points by image path from parts.csv. A file of this name with other columns isn't ours."""
+    """Key points by image path from parts.csv, if it is there; `UserError` for anything else than its docstring's."""
     uri = storage.join(root, "parts.csv")
     if not storage.exists(uri):
         return {}
     reader = csv.DictReader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig", errors="replace")))
-    if list(reader.fieldnames or []) != ["image", "part", "x", "y"]:
-        return {}
+    names = list(reader.fieldnames or [])
+    if sorted(names) != ["image", "part", "x", "y"]:
+        raise UserError(
+            f"{uri} has the columns {','.join(names)}; expected image,part,x,y: a line a key point, x and y in fractions "
+            "of the image (rename the file if it is something else)"
+        )
     parts: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for line, row in enumerate(reader, 2):
+    for row in reader:
         try:
-            parts[row["image"]].append({"part": row["part"], "x": float(row["x"]), "y": float(row["y"])})
+            x, y = float(row["x"]), float(row["y"])
         except (TypeError, ValueError):
-            raise UserError(f"{uri}, line {line}: expected image,part,x,y") from None
+            raise UserError(f"{uri}, line {reader.line_num}: expected image,part,x,y") from None
+        if not (0 <= x <= 1 and 0 <= y <= 1):
+            raise UserError(
+                f"{uri}, line {reader.line_num}: x {row['x']} and y {row['y']} aren't fractions of the image's width and "
+                "height; expected numbers from 0 to 1 (divide pixels by the image's size)"
+            )
+        parts[row["image"]].append({"part": row["part"], "x": x, "y": y})
     return dict(parts)

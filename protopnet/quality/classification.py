@@ -16,32 +16,66 @@ from torchmetrics.functional.classification import (
 )
 
 CALIBRATION_BINS = 15
+AGAINST_REST = ("precision", "recall", "f1", "specificity", "auc")
 
 
 def classification_metrics(logits_nK: NDArray[Any], labels_n: NDArray[Any], classes: list[str]) -> dict[str, Any]:
     """Figures of merit, ready for JSON.
 
-    top1, top5 (of min(5, K)), cross_entropy, per_class {name: {accuracy, count}}, mean_per_class (over the
-    classes that have images), confusion (K×K counts, a row a true class), calibration_error (expected
-    calibration error in 15 bins). The accuracy of a class without images is None. Ties go to the lower class.
+    top1, top5 (of min(5, K)), cross_entropy, per_class {name: {accuracy, count, precision, …}}, mean_per_class (over
+    the classes that have images), confusion (K×K counts, a row a true class), calibration_error (expected
+    calibration error in 15 bins). Each class against the rest, and as the mean of the classes that have images:
+    precision, recall, f1, specificity, auc (of its probability). The figures of a class without images are None. Ties
+    go to the lower class.
     """
     logits, labels = _checked(logits_nK, labels_n, classes)
     confusion = multiclass_confusion_matrix(logits.argmax(1), labels, len(classes)).numpy()
     counts, hits = confusion.sum(1), confusion.diagonal()
-    accuracies = [float(hit / count) if count else None for hit, count in zip(hits, counts, strict=True)]
+    scores = logits.log_softmax(1).numpy()
+    per_class = [_against_rest(confusion, scores, labels.numpy(), k) for k in range(len(classes))]
     return {
         "images": len(labels),
         "top1": float(hits.sum() / counts.sum()),
         "top5": _top_k(logits, labels, min(5, len(classes))),
         "cross_entropy": float(cross_entropy(logits, labels)),
-        "mean_per_class": float(np.mean([value for value in accuracies if value is not None])),
-        "per_class": {
-            name: {"accuracy": accuracy, "count": int(count)}
-            for name, accuracy, count in zip(classes, accuracies, counts, strict=True)
-        },
+        "mean_per_class": _mean(per_class, "accuracy"),
+        **{name: _mean(per_class, name) for name in AGAINST_REST},
+        "per_class": dict(zip(classes, per_class, strict=True)),
         "confusion": confusion.tolist(),
         "calibration_error": _calibration_error(logits, labels),
     }
+
+
+def _against_rest(
+    confusion_KK: NDArray[Any], scores_nK: NDArray[Any], labels_n: NDArray[Any], k: int
+) -> dict[str, float | None]:
+    """The figures of one class."""
+    count, predicted, hits = int(confusion_KK[k].sum()), int(confusion_KK[:, k].sum()), int(confusion_KK[k, k])
+    if not count:
+        return {"accuracy": None, "count": 0, **dict.fromkeys(AGAINST_REST)}
+    others = len(labels_n) - count
+    return {
+        "accuracy": hits / count,
+        "count": count,
+        "precision": hits / predicted if predicted else 0.0,
+        "recall": hits / count,
+        "f1": 2 * hits / (count + predicted),
+        "specificity": 1 - (predicted - hits) / others if others else None,
+        "auc": _area_under_curve(scores_nK[:, k], labels_n == k) if others else None,
+    }
+
+
+def _area_under_curve(scores_n: NDArray[Any], is_class_n: NDArray[Any]) -> float:
+    """The share of pairs (one image of the class, one of the rest) in the right order, equal ones counted half."""
+    _, place_n, counts = np.unique(scores_n, return_inverse=True, return_counts=True)
+    rank_n = (np.cumsum(counts) - (counts - 1) / 2)[place_n]  # equal scores share their mean rank
+    count = int(is_class_n.sum())
+    return float((rank_n[is_class_n].sum() - count * (count + 1) / 2) / (count * (len(scores_n) - count)))
+
+
+def _mean(per_class: list[dict[str, float | None]], name: str) -> float | None:
+    known = [value for figures in per_class if (value := figures[name]) is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _checked(logits_nK: NDArray[Any], labels_n: NDArray[Any], classes: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -96,15 +96,14 @@ def predictions(table: pa.Table, logits_nK: np.ndarray, classes: list[str]) -> p
 def with_labels_of(classes: list[str], dataset: Dataset, split: str) -> pa.Table:
     """The rows of a split (or of `all`) with the labels that their class names have among `classes`.
 
-    Raises `UserError` where the two sets of classes differ, naming some that do.
+    The data may lack some of the classes. `UserError` where it has others, naming some of them.
     """
-    unknown = [name for name in dataset.classes if name not in classes]
-    missing = [name for name in classes if name not in dataset.classes]
-    if unknown or missing:
-        which = f"{first_few(unknown, 3)} not known to the bundle" if unknown else f"{first_few(missing, 3)} missing"
+    known = set(classes)
+    unknown = [name for name in dataset.classes if name not in known]
+    if unknown:
         raise UserError(
-            f"the data has {len(dataset.classes)} classes, the bundle {len(classes)}: {which}; "
-            "evaluate on data with the classes the bundle was trained on"
+            f"the data has classes that the bundle of {len(classes)} doesn't know: {first_few(unknown, 3)}; expected names "
+            f"such as {first_few(classes, 3)}: leave them out with --classes, or rename them"
         )
     rows = dataset.table if split == "all" else dataset.split(split)
     if not len(rows):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from protopnet.quality.classification import classification_metrics
+from protopnet.quality.classification import AGAINST_REST, classification_metrics
 
 CLASSES = ["ant", "bee", "cat"]
 
@@ -26,7 +26,10 @@ def test_accuracies(metrics: dict) -> None:
     assert metrics["images"] == 4
     assert metrics["top1"] == pytest.approx(2 / 4)
     assert metrics["top5"] == 1
-    assert metrics["per_class"] == {
+    found = {
+        name: {key: figures[key] for key in ("accuracy", "count")} for name, figures in metrics["per_class"].items()
+    }
+    assert found == {
         "ant": {"accuracy": 1.0, "count": 1},
         "bee": {"accuracy": 0.5, "count": 2},
         "cat": {"accuracy": 0.0, "count": 1},
@@ -68,8 +71,44 @@ def test_top5_of_many_classes() -> None:
 
 def test_a_class_without_images_counts_nowhere() -> None:
     metrics = classification_metrics(logits_of([[0.7, 0.2, 0.1]] * 2), np.array([0, 1]), CLASSES)
-    assert metrics["per_class"]["cat"] == {"accuracy": None, "count": 0}
-    assert metrics["mean_per_class"] == 0.5
+    assert metrics["per_class"]["cat"] == {"accuracy": None, "count": 0, **dict.fromkeys(AGAINST_REST)}
+    assert metrics["mean_per_class"] == metrics["recall"] == 0.5
+    assert metrics["precision"] == 0.25
+
+
+def test_one_class_only_has_no_rest() -> None:
+    metrics = classification_metrics(logits_of([[0.7, 0.2, 0.1]] * 2), np.array([0, 0]), CLASSES)
+    assert (metrics["auc"], metrics["specificity"], metrics["f1"]) == (None, None, 1.0)
+
+
+def test_each_class_against_the_rest_is_what_counting_gives() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, 60)
+    logits = np.round(random.normal(size=(60, 5)), 1)  # many equal scores, and a class without images
+    logits[np.arange(60), labels] += 0.5
+    metrics = classification_metrics(logits, labels, list("abcde"))
+    taken = logits.argmax(1)
+    probability = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected: dict[str, list[float]] = {name: [] for name in AGAINST_REST}
+    for k in range(4):
+        right = sum(p == k and t == k for p, t in zip(taken, labels, strict=True))
+        wrong = sum(p == k and t != k for p, t in zip(taken, labels, strict=True))
+        missed = sum(p != k and t == k for p, t in zip(taken, labels, strict=True))
+        other = 60 - right - wrong - missed
+        own, rest = probability[labels == k, k], probability[labels != k, k]
+        pairs = [1.0 if a - b > 1e-12 else 0.5 if abs(a - b) <= 1e-12 else 0.0 for a in own for b in rest]
+        values = {
+            "precision": right / (right + wrong),
+            "recall": right / (right + missed),
+            "f1": 2 * right / (2 * right + wrong + missed),
+            "specificity": other / (other + wrong),
+            "auc": np.mean(pairs),
+        }
+        for name, value in values.items():
+            assert metrics["per_class"]["abcd"[k]][name] == pytest.approx(value)
+            expected[name].append(value)
+    for name, each in expected.items():
+        assert metrics[name] == pytest.approx(np.mean(each))
 
 
 def test_huge_logits() -> None:
