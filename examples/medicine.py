@@ -15,7 +15,7 @@ FINDINGS = ("effusion", "nodule", "normal")
 SETTINGS = {
     "data": {"source": "folder", "path": "medicine/images", "test": 0.25},
     "model": {"cut": "layer2", "image_size": SIDE, "prototypes": 12, "prototype_depth": 32},
-    "train": {"batch_size": 16, "warm_epochs": 0, "joint_epochs": 8, "cycles": 1},
+    "train": {"batch_size": 16, "warm_epochs": 0, "joint_epochs": 12, "cycles": 1},
     "augment.copies": 2,
     "last_layer": {"copies": 0, "max_iterations": 200},
     # The backbone learns from scratch. With weights (model.weights) these four are best left out.
@@ -29,14 +29,14 @@ SETTINGS = {
 def radiograph(finding: str, rng: np.random.Generator) -> np.ndarray:
     """Something like two lungs, with a finding in one of them: SIDE x SIDE of uint16, bright where it is dense."""
     y, x = np.mgrid[0 : 1 : SIDE * 1j, 0 : 1 : SIDE * 1j]
-    ribs = 0.05 * np.sin(2 * np.pi * (7 * y + 1.5 * (x - 0.5) ** 2 + rng.uniform()))
+    ribs = 0.03 * np.sin(2 * np.pi * (7 * y + 1.5 * (x - 0.5) ** 2 + rng.uniform()))
     middle = rng.uniform(0.27, 0.31)
     side = middle if rng.random() < 0.5 else 1 - middle
     lung, other = (np.exp(-((((x - at) / 0.17) ** 2 + ((y - 0.5) / 0.36) ** 2) ** 3)) for at in (side, 1 - side))
     density = 0.75 + ribs - 0.5 * (lung + other)
     if finding == "nodule":
-        place, width = (side + rng.uniform(-0.06, 0.06), rng.uniform(0.3, 0.65)), rng.uniform(0.025, 0.045)
-        density += 0.4 * np.exp(-(((x - place[0]) ** 2 + (y - place[1]) ** 2) / width**2))
+        place, width = (side + rng.uniform(-0.06, 0.06), rng.uniform(0.3, 0.65)), rng.uniform(0.05, 0.07)
+        density += 0.5 * np.exp(-(((x - place[0]) ** 2 + (y - place[1]) ** 2) / width**2))
     if finding == "effusion":
         level = rng.uniform(0.6, 0.7) + 0.15 * np.abs(x - side)
         density += 0.45 * lung / (1 + np.exp(-(y - level) / 0.015))
