@@ -6,6 +6,7 @@ mean is in the JSON: classes, prototypes and where they come from, connections, 
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -34,8 +35,9 @@ def export(bundle: Bundle, output: str, form: Format, *, int8: bool = False) -> 
     network = explaining(bundle)
     if int8 and form != "onnx":
         raise UserError("--int8 is for --format onnx: torch.export has no kernels of its own for 8 bits")
-    program = _program(OneGraph(network).eval(), bundle.info.preprocessing.size)
-    data = _torch(program) if form == "torch" else _onnx(program)
+    with _cudnn_as_at_the_start():
+        program = _program(OneGraph(network).eval(), bundle.info.preprocessing.size)
+        data = _torch(program) if form == "torch" else _onnx(program)
     if int8:
         data = _in_8_bits(data, bundle)
     storage.write_bytes(output, data)
@@ -77,6 +79,22 @@ def explained(bundle: Bundle, form: Format, *, int8: bool) -> dict[str, Any]:
 def _program(graph: OneGraph, size: int) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=_MOST_IMAGES)
     return torch.export.export(graph, (torch.zeros(2, 3, size, size),), dynamic_shapes=({0: batch},))
+
+
+@contextmanager
+def _cudnn_as_at_the_start() -> Iterator[None]:
+    """torch.export asks by an old name whether cuDNN rounds to TF32, which PyTorch refuses to say where a program has
+    chosen float32 by the new ones (`true_float32`). Tracing computes nothing with it."""
+    backends: Any = torch.backends
+    flags = (backends.cudnn.conv, backends.cudnn.rnn)
+    before = [flag.fp32_precision for flag in flags]
+    for flag in flags:
+        flag.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            flag.fp32_precision = value
 
 
 def _torch(program: torch.export.ExportedProgram) -> bytes:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-_MOST_STRETCH = 1e6
+_MOST_STRETCH = 1e4  # of few rows the second eigenvalue is 0, while the ridge goes on counting
 _ROOT_STEPS = 100
 
 

@@ -27,6 +27,8 @@ __all__ = ["Progress", "RowBlock", "SmoothLoss", "Solution", "add_up", "mean_ove
 
 _SLACK = 1e-9  # relative; a smaller rise of the objective is rounding
 _MOST_DOUBLINGS = 60
+# Numbers up to which a block is kept in float64: on few rows the rounding of float32 hides the descent.
+_MOST_DOUBLES = 1 << 20
 _SHRINK = 0.95  # of the curvature estimate after each step, so that it follows the loss down again
 
 
@@ -42,7 +44,8 @@ class RowBlock:
     def __init__(self, similarities: NDArray[Any], labels: ArrayLike, num_classes: int, chunk_rows: int = 2048) -> None:
         self.labels = np.asarray(labels, dtype=np.int64)
         kept = np.asarray(similarities)
-        self.similarities = kept if kept.dtype in (np.float32, np.float64) else kept.astype(np.float64)
+        single = kept.dtype == np.float32 and kept.size > _MOST_DOUBLES
+        self.similarities = kept if single else kept.astype(np.float64, copy=False)
         self.num_classes = num_classes
         self.chunk_rows = chunk_rows
         if self.similarities.ndim != 2 or self.labels.shape != self.similarities.shape[:1]:

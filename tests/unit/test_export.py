@@ -21,6 +21,7 @@ from protopnet.datasets.birds import bird_rows
 from protopnet.errors import UserError
 from protopnet.model.bundle import Bundle, load_bundle, save_bundle
 from protopnet.model.network import ProtoPNet, build_network, set_phase
+from protopnet.model.prototypes import true_float32
 from protopnet.predictor import Predictor
 
 CLASSES = ["a", "b", "c", "d"]
@@ -126,8 +127,10 @@ def test_in_8_bits(bundle: str, birds: list[Image.Image], tmp_path: Path) -> Non
 
 
 def test_for_torch(bundle: str, birds: list[Image.Image], tmp_path: Path) -> None:
+    """Also in a program that has chosen float32, as one that serves has."""
     file = tmp_path / "bird.pt2"
-    protopnet.export({"bundle": bundle, "output": str(file), "format": "torch"})
+    with true_float32():
+        protopnet.export({"bundle": bundle, "output": str(file), "format": "torch"})
     predictor = Predictor.load([bundle])
     (images,) = predictor.look_at(birds)
     (view,) = predictor.views(images)
