@@ -25,10 +25,13 @@ KINDS = {
     "confused": "Confused with another class",
     "other-classes": "Nearest patches show other classes",
     "background": "Looks at the background",
+    "same-place": "Always at one place by the edge",
     "borrowed": "Class rests on prototypes of others",
     "repeated": "Repeats another of its class",
     "unused": "Hardly used",
 }
+_FEWEST, _ONE_PLACE = 3, 0.1  # images; of the sides of the image, between patches at one place
+_AROUND = 0.15  # of the sides: how far around a patch what it sees may lie
 UseSplit = Literal["validation", "train"]  # of the images on which use is counted
 IMAGE: dict[UseSplit, str] = {"validation": "validation image", "train": "training image"}
 SEVERITIES = {3: "serious", 2: "worth a look", 1: "minor"}
@@ -57,6 +60,13 @@ class AuditSettings(Section):
         description="flag a prototype of whose nearest training patches less than this share lies within the outline of "
         "the image's key points",
     )
+    edge: float = Field(
+        0.2,
+        ge=0,
+        le=0.5,
+        description="flag a prototype whose nearest training patches all lie at one place no further from the edge of the "
+        "image than this share of it: a label, a watermark, a frame",
+    )
     own_share: float = Field(
         0.5,
         ge=0,
@@ -68,7 +78,8 @@ class AuditSettings(Section):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing worth a look. `prototypes`: those it is about; none where it is about a class as a whole."""
+    """One thing worth a look. `prototypes`: those it is about; none where it is about a class as a whole. `region`: the part
+    of the image that it is about, as top, left, bottom, right in shares of its sides."""
 
     severity: int
     kind: str
@@ -76,6 +87,7 @@ class Finding:
     prototypes: tuple[int, ...]
     text: str
     errors: int = 0
+    region: tuple[float, float, float, float] | None = None
 
     @property
     def flagged(self) -> tuple[int, ...]:
@@ -158,6 +170,29 @@ def background(numbers: pa.Table, settings: AuditSettings) -> Iterable[Finding]:
             )
             severity = 3 if share < settings.on_object / 2 else 2
             yield Finding(severity, "background", row["class"], (row["prototype"],), text)
+
+
+def same_place(nearest: pa.Table, class_P: np.ndarray, settings: AuditSettings) -> Iterable[Finding]:
+    """Things that are seen stand here and there; what was added to the pictures stands where it was put."""
+    training = nearest.filter(pc.equal(nearest["split"], "train"))
+    edges = np.searchsorted(training["prototype"].to_numpy(), np.arange(len(class_P) + 1))
+    maps, cells = training["activation_map"], (training["row"].to_numpy(), training["column"].to_numpy())
+    for p, label in enumerate(class_P.tolist()):
+        rows = slice(edges[p], edges[p + 1])
+        if rows.stop - rows.start < _FEWEST:
+            continue
+        grid = maps[rows.start].as_py()
+        centres_N2 = np.stack([cells[0][rows] + 0.5, cells[1][rows] + 0.5], axis=1) / (len(grid), len(grid[0]))
+        low, high = centres_N2.min(axis=0), centres_N2.max(axis=0)
+        if (high - low).max() > _ONE_PLACE or np.minimum(centres_N2, 1 - centres_N2).min(axis=1).max() > settings.edge:
+            continue
+        top, left = (low - _AROUND).clip(0).tolist()
+        bottom, right = (high + _AROUND).clip(max=1).tolist()
+        text = (
+            f"The {len(centres_N2)} training images most like prototype {p} are so at one and the same place by the edge: "
+            "it may be a label, a watermark or the frame rather than what the picture shows."
+        )
+        yield Finding(3, "same-place", label, (p,), text, region=(top, left, bottom, right))
 
 
 def borrowed(per_class: pa.Table, settings: AuditSettings, split: UseSplit) -> Iterable[Finding]:

@@ -24,6 +24,7 @@ from protopnet.auditing.findings import (
     errors_of,
     other_classes,
     repeated,
+    same_place,
     unused,
 )
 from protopnet.auditing.usage import Use
@@ -38,6 +39,7 @@ FINDING_SCHEMA = pa.schema(
         ("prototypes", pa.list_(pa.int32())),
         ("errors", pa.int64()),  # wrong images it explains
         ("text", pa.string()),
+        ("region", pa.list_(pa.float64(), 4)),  # the part of the image it is about: top, left, bottom, right, 0 to 1
     ]
 )
 
@@ -96,6 +98,7 @@ def audit(
             *confused(pairs, class_P, use, names, split),
             *other_classes(nearest, class_P, names, settings),
             *background(numbers, settings),
+            *same_place(nearest, class_P, settings),
             *borrowed(per_class, settings, split),
             *repeated(pairs, prototypes),
             *unused(numbers, use, settings, split),

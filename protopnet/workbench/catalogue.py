@@ -116,6 +116,7 @@ class Catalogue:
             "class_name": self.names[found["class"]],
             "prototypes": prototypes,
             "text": found["text"],
+            "region": found["region"],
         }
 
     def _row_number(self, image_id: int) -> int:

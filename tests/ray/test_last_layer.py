@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 import torch
 from ray_processes import kill_first
 
-from protopnet.config import LastLayerSettings
+from protopnet.config import AugmentSettings, LastLayerSettings
 from protopnet.datasets.rows import Dataset
 from protopnet.model.network import ProtoPNet
 from protopnet.model.prototypes import true_float32
@@ -40,7 +41,7 @@ def _pushed(network: ProtoPNet, birds: Dataset, latents_of: Callable) -> None:
 
 @pytest.fixture
 def optimise(network: ProtoPNet, rows: pa.Table, options: Callable) -> Callable[..., LastLayerResult]:
-    def run(settings: LastLayerSettings = SETTINGS, **cut: int) -> LastLayerResult:
+    def run(settings: LastLayerSettings = SETTINGS, **cut: Any) -> LastLayerResult:
         return optimise_last_layer(network, 1.0, rows, settings=settings, options=options(**{"blocks": 3, **cut}))
 
     return run
@@ -107,9 +108,11 @@ def test_it_goes_on_from_the_present_connections_but_is_drawn_to_the_first(
 
 def test_augmented_copies_are_rows_of_their_own(optimise: Callable[..., LastLayerResult]) -> None:
     quick = SETTINGS.model_copy(update={"max_iterations": 20})
-    plain, augmented = optimise(quick), optimise(quick.model_copy(update={"copies": 2}))
+    twice = quick.model_copy(update={"copies": 2})
+    plain, augmented = optimise(quick), optimise(twice, augment=AugmentSettings())
     assert plain.before == augmented.before  # copies are of training images only
-    assert plain.solution.objective != augmented.solution.objective
+    assert abs(plain.solution.objective - augmented.solution.objective) > 1e-4
+    assert optimise(twice).solution.objective == pytest.approx(plain.solution.objective)  # copies that are the images
 
 
 def test_a_killed_store_is_replaced(optimise: Callable[..., LastLayerResult]) -> None:

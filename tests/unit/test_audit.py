@@ -191,8 +191,13 @@ def prototypes() -> pa.Table:
     return pa.Table.from_pylist(rows, PROTOTYPE_SCHEMA)
 
 
-def neighbours(labels: list[list[int]], on_object: float | None = None, split: str = "train") -> pa.Table:
-    """For each prototype the classes of its nearest images."""
+def neighbours(
+    labels: list[list[int]],
+    on_object: float | None = None,
+    split: str = "train",
+    at: tuple[int, int] | None = None,
+) -> pa.Table:
+    """For each prototype the classes of its nearest images; in one and the same cell of 4 x 4 where one is given."""
     rows = [
         {
             "prototype": p,
@@ -208,8 +213,8 @@ def neighbours(labels: list[list[int]], on_object: float | None = None, split: s
             "is_source": False,
             "width": 120,
             "height": 80,
-            "row": 0,
-            "column": 0,
+            "row": (at if at else (rank % 4, 0))[0],
+            "column": (at if at else (rank % 4, 0))[1],
             "box": [0, 0, 40, 40],
             "on_object": on_object,
             "activation_map": np.eye(4).tolist(),
@@ -297,6 +302,19 @@ class TestFindings:
     def test_the_background(self, share: float, severity: int | None) -> None:
         found = judged(neighbours(OWN, on_object=share)).findings
         assert [(each.kind, each.severity) for each in found] == ([("background", severity)] * 4 if severity else [])
+
+    @pytest.mark.parametrize("at", [(0, 1), (3, 2), (1, 0), (2, 2)])
+    def test_one_place_by_the_edge(self, at: tuple[int, int]) -> None:
+        found = judged(neighbours([OWN[0]], at=at)).findings
+        by_the_edge = at != (2, 2)
+        assert [(each.kind, each.severity, each.prototypes) for each in found] == [("same-place", 3, (0,))] * by_the_edge
+        for each in found:
+            assert each.region is not None
+            top, left, bottom, right = each.region
+            assert 0 <= top < (at[0] + 0.5) / 4 < bottom <= 1
+            assert 0 <= left < (at[1] + 0.5) / 4 < right <= 1
+        few = judged(neighbours([OWN[0][:2]], at=at)).findings
+        assert "same-place" not in {each.kind for each in few}  # two images are no pattern
 
     def test_a_class_that_rests_on_others(self) -> None:
         use = used(own_points_K=np.array([10.0, 90.0]), other_points_K=np.array([90.0, 10.0]))

@@ -80,10 +80,12 @@ function actions(prototype, { decide, question }) {
   );
 }
 
-/** Where a prototype must not be; numbers are keys. */
-function regions({ prototype, class_name: own, class_key, source }, decide) {
+/** Where a prototype must not be: about where its findings say, or its box; numbers are keys. */
+function regions({ prototype, class_name: own, class_key, source, findings }, decide) {
+  const { width, height } = source;
+  const found = findings.find(({ region }) => region)?.region;
   const [top, left, bottom, right] = source.box;
-  const region = [top / source.height, left / source.width, bottom / source.height, right / source.width];
+  const region = found ?? [top / height, left / width, bottom / height, right / width];
   const bar = (more) => decide({ decide: "not-in-region", prototype, region, ...more });
   const answers = [
     ["On this image", () => bar({ sha256: source.sha256, uri: source.uri })],
@@ -92,7 +94,10 @@ function regions({ prototype, class_name: own, class_key, source }, decide) {
     [`Nowhere on the background, for ${own}`, () => bar({ region: "background", class: class_key })],
   ];
   const buttons = answers.map(([words, click], n) => make("button", { type: "button", class: "answer", click }, words, make("kbd", {}, ` ${n + 1}`)));
-  return [make("legend", {}, "Nothing may lie in this box:"), make("div", { class: "actions" }, ...buttons)];
+  const box = [region[0] * height, region[1] * width, region[2] * height, region[3] * width];
+  const shown = make("div", { class: "asked-region" });
+  trainingImage(source).then((picture) => picture && shown.replaceChildren(whole(picture, { box, label: "Where nothing may lie, in a box" })), () => {});
+  return [make("legend", {}, "Nothing may lie in this box:"), shown, make("div", { class: "actions" }, ...buttons)];
 }
 
 function text(question, type, then, value = "") {
