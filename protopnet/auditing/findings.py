@@ -78,8 +78,11 @@ class AuditSettings(Section):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing worth a look. `prototypes`: those it is about; none where it is about a class as a whole. `region`: the part
-    of the image that it is about, as top, left, bottom, right in shares of its sides."""
+    """One thing worth a look.
+
+    prototypes: those it is about; none where it is about a class as a whole. region: the part of the image it is about,
+    as top, left, bottom, right in shares of its sides.
+    """
 
     severity: int
     kind: str

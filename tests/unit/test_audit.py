@@ -307,7 +307,9 @@ class TestFindings:
     def test_one_place_by_the_edge(self, at: tuple[int, int]) -> None:
         found = judged(neighbours([OWN[0]], at=at)).findings
         by_the_edge = at != (2, 2)
-        assert [(each.kind, each.severity, each.prototypes) for each in found] == [("same-place", 3, (0,))] * by_the_edge
+        assert [(each.kind, each.severity, each.prototypes) for each in found] == [
+            ("same-place", 3, (0,))
+        ] * by_the_edge
         for each in found:
             assert each.region is not None
             top, left, bottom, right = each.region
