@@ -85,7 +85,8 @@ class ModelSettings(Section):
     weights: str | None = Field(
         None,
         description="weights the backbone starts with: a .pth or .safetensors file (local or s3://), "
-        "`imagenet` to download torchvision's, `pretrained` to download timm's, or nothing: from scratch",
+        "`imagenet` to download torchvision's, `pretrained` to download timm's, or nothing: from scratch; with model.start "
+        "bundle the folder of a bundle",
     )
     image_size: int = Field(
         224,
@@ -117,11 +118,12 @@ class ModelSettings(Section):
         description="class connections start at +scale for the own class and -scale/2 for others; "
         "1 for log and linear, 10 for cosine when left out",
     )
-    start: Literal["data", "parts", "random"] = Field(
+    start: Literal["data", "parts", "random", "bundle"] = Field(
         "data",
         description="data: add-on layers from the principal directions of the backbone's patches, prototypes from "
         "k-means of each class's patches; parts: prototype g of every class is part g, found over all classes on the "
-        "foreground; random: as published",
+        "foreground; random: as published; bundle: go on with all of the bundle that model.weights names, classes matched "
+        "by name",
     )
 
     @model_validator(mode="before")
@@ -144,7 +146,7 @@ class ModelSettings(Section):
         return value
 
     @model_validator(mode="after")
-    def _parts_are_directions(self) -> "ModelSettings":
+    def _start_fits(self) -> "ModelSettings":
         fits = (self.add_on, self.similarity, self.prototype_shape) == ("linear", "cosine", (1, 1))
         if self.start == "parts" and not fits:
             raise ValueError(
@@ -152,6 +154,8 @@ class ModelSettings(Section):
             )
         if self.start == "data" and self.add_on == "linear":
             raise ValueError("model.start data has nothing to set in model.add_on linear: set model.start to parts")
+        if self.start == "bundle" and (self.weights is None or self.kind == "baseline"):
+            raise ValueError("model.start bundle needs model.weights, the folder of a bundle, and model.kind protopnet")
         return self
 
     @property

@@ -132,7 +132,7 @@ class Baseline(nn.Module):
 
 
 def build_network(model: ModelSettings, num_classes: int, *, start_weights: bool = True) -> ProtoPNet | Baseline:
-    """The network of the settings, its backbone with `model.weights` unless `start_weights` is false.
+    """The network of the settings, its backbone with `model.weights` unless `start_weights` is false or these are a bundle.
 
     Raises UserError for settings that don't go together.
     """
@@ -140,7 +140,7 @@ def build_network(model: ModelSettings, num_classes: int, *, start_weights: bool
         _class_by_class(model, num_classes)  # before anything that takes time
     backbone = build_backbone(model.backbone, model.cut, model.image_size)
     _check_map(backbone, model)
-    if start_weights:
+    if start_weights and model.start != "bundle":
         load_weights(backbone, model.weights)
     if model.kind == "baseline":
         return Baseline(backbone, num_classes)

@@ -18,6 +18,7 @@ from protopnet.config import RunSettings
 from protopnet.datasets.duplicates import duplicates_across, duplicates_text, settled
 from protopnet.datasets.open import mixed, open_dataset
 from protopnet.datasets.validate import check_dataset
+from protopnet.model.bundle import load_bundle
 from protopnet.model.network import ProtoPNet, build_network
 from protopnet.passes import push as push_step
 from protopnet.predictor import Predictor
@@ -31,8 +32,9 @@ from protopnet.training.parts import check_parts, sample_maps, start_from_parts
 from protopnet.training.run import Result, Run
 from protopnet.training.schedule import Stage, training_cycles
 from protopnet.training.sgd import train_stage
-from protopnet.training.start import check_directions, sample_patches, start_from_patches
+from protopnet.training.start import PatchSample, check_directions, sample_patches, start_from_patches
 from protopnet.training.state import save_state
+from protopnet.training.warm import check_warm_start, start_from_bundle
 from protopnet.words import percent
 
 # Test images of a run that deletion and insertion are measured on; `jobs/evaluate.py --quality` takes more.
@@ -48,6 +50,8 @@ def run_data(run: Run, stage: Stage, state_in: str | None) -> Result:
         check_directions(network.add_on)
     if isinstance(network, ProtoPNet) and run.settings.model.start == "parts":
         check_parts(network)
+    if run.settings.model.start == "bundle":
+        _given(run)
     dataset = open_dataset(run.settings, run.folder(stage))
     dataset, repeated = settled(dataset, run.settings.data.duplicates)
     check_dataset(dataset, run.settings.data.max_bad)
@@ -78,20 +82,39 @@ def _classes_expected(settings: RunSettings) -> int | None:
 def run_start(run: Run, stage: Stage, state_in: str | None) -> Result:
     """Add-on layers and prototypes from the training images, where the settings ask for it."""
     assert state_in is not None
-    network, settings, images = _protopnet(run, state_in), run.settings, 0
-    if settings.model.start != "random":
-        rows, options = run.dataset.split("train"), run.options()
+    network, seed = _protopnet(run, state_in), run.settings.seed
+    start, rows = run.settings.model.start, run.dataset.split("train")
+
+    def patches() -> PatchSample:
         run.reporter.begin(stage.name, len(rows))
-        if settings.model.start == "data":
-            patches = sample_patches(network, rows, seed=settings.seed, options=options, on_images=run.counter())
-            start_from_patches(network, patches, settings.seed)
-            images = patches.images
-        else:
-            maps = sample_maps(network, rows, seed=settings.seed, options=options, on_images=run.counter())
-            start_from_parts(network, maps, settings.seed)
-            images = 2 * len(maps.labels_N)  # plain, and with noise
+        return sample_patches(network, rows, seed=seed, options=run.options(), on_images=run.counter())
+
+    images, says = 0, "random, as published"
+    if start == "data":
+        sample = patches()
+        start_from_patches(network, sample, seed)
+        images = sample.images
+    elif start == "parts":
+        run.reporter.begin(stage.name, len(rows))
+        maps = sample_maps(network, rows, seed=seed, options=run.options(), on_images=run.counter())
+        start_from_parts(network, maps, seed)
+        images = 2 * len(maps.labels_N)  # plain, and with noise
+    elif start == "bundle":
+        given, names = _given(run)
+        warm = start_from_bundle(network, run.dataset.classes, given, names, patches, seed)
+        images, says = warm.images, f"{warm.prototypes} of {len(network.prototypes)} prototypes go on from the bundle"
+    if images and start != "bundle":
+        says = f"from {images} image passes"
     save_state(run.state_uri(stage), network.state_dict())
-    return {"image_passes": images, "says": f"from {images} image passes" if images else "random, as published"}
+    return {"image_passes": images, "says": says}
+
+
+def _given(run: Run) -> tuple[ProtoPNet, list[str]]:
+    """Network and classes of the bundle that this run goes on from."""
+    model = run.settings.model
+    assert model.weights is not None
+    bundle = load_bundle(model.weights)
+    return check_warm_start(bundle, model, model.weights), bundle.classes
 
 
 def run_joint(run: Run, stage: Stage, state_in: str | None) -> Result:

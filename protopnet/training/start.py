@@ -124,8 +124,13 @@ def start_from_patches(network: ProtoPNet, sample: PatchSample, seed: int) -> No
     shape = COSINES if network.kind == "cosine" else DISTANCES
     set_add_on(network.add_on, mean_C, directions_CK, deviations_K, shape)
     with torch.no_grad():
-        latent_NDhw = torch.cat([network.add_on(chunk.float()) for chunk in sample.features_NChw.split(4096)])
-        network.prototypes.copy_(_class_centres(network, latent_NDhw.flatten(1), sample.labels_N, seed))
+        network.prototypes.copy_(class_centres(network, latent_windows(network, sample), sample.labels_N, seed))
+
+
+@torch.no_grad()
+def latent_windows(network: ProtoPNet, sample: PatchSample) -> torch.Tensor:
+    """The patches as the add-on layers see them, N x Dhw."""
+    return torch.cat([network.add_on(chunk.float()) for chunk in sample.features_NChw.split(4096)]).flatten(1)
 
 
 def principal_directions(cells_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -183,7 +188,7 @@ def _set_identity(convolution: nn.Conv2d, gain: float, bias: float) -> None:
     convolution.bias.fill_(bias)
 
 
-def _class_centres(network: ProtoPNet, latent_Nd: torch.Tensor, labels_N: np.ndarray, seed: int) -> torch.Tensor:
+def class_centres(network: ProtoPNet, latent_Nd: torch.Tensor, labels_N: np.ndarray, seed: int) -> torch.Tensor:
     """k-means centres of each class's windows in the order of the class's prototypes, as P x D x h x w."""
     prototype_class = network.prototype_class.cpu().numpy()
     centres_Pd = torch.empty(len(prototype_class), latent_Nd.shape[1])
