@@ -257,6 +257,25 @@ class LastLayerSettings(Section):
     max_iterations: int = Field(2000, ge=1, description="stop after this many iterations all the same, and say so")
 
 
+class CalibrationSettings(Section):
+    """What the bundle says of its own answers, fitted on validation images."""
+
+    accuracy: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="share of right answers wanted: the bundle keeps the probability from which on so many are, which "
+        "--abstain bundle and abstain_below: bundle take",
+    )
+    unknown: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="share of the validation images that would be flagged as looking like nothing known: those whose best "
+        "similarity is lowest",
+    )
+
+
 class ComputeSettings(Section):
     """What of the cluster a run uses."""
 
@@ -319,6 +338,7 @@ class RunSettings(Section):
     train: TrainSettings = TrainSettings()
     push: PushSettings = PushSettings()
     last_layer: LastLayerSettings = LastLayerSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
     compute: ComputeSettings = ComputeSettings()
 
     @model_validator(mode="after")

@@ -72,6 +72,7 @@ def explained(bundle: Bundle, form: Format, *, int8: bool) -> dict[str, Any]:
         "patches": {"rows": rows - height + 1, "columns": columns - width + 1},
         "cells": {"rows": rows, "columns": columns, "of_a_prototype": [height, width]},
         "prototypes": prototypes,
+        "temperature": info.calibration.temperature if info.calibration else 1.0,
         "connections": network.last_layer.weight.tolist(),
     }
 

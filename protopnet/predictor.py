@@ -22,6 +22,7 @@ from protopnet.evidence.ranking import View
 from protopnet.evidence.sources import Shown
 from protopnet.imaging import Preprocessing
 from protopnet.model.bundle import Bundle, BundleInfo, load_bundle
+from protopnet.model.calibration import Trust
 from protopnet.model.network import ProtoPNet, placed
 from protopnet.model.prototypes import true_float32
 
@@ -31,14 +32,24 @@ Images = torch.Tensor | Sequence[torch.Tensor]
 
 @dataclass(frozen=True)
 class Scores:
-    """What an ensemble says of a batch: the sum of its members' logits, and each member's own."""
+    """What an ensemble says of a batch: the sum of its members' logits, and each member's own.
+
+    best_MB: similarity of each image to the prototype it is most like, of each member; NaN for a baseline.
+    """
 
     logits_BK: torch.Tensor
     members_MBK: torch.Tensor
+    best_MB: torch.Tensor
+    trust: Trust
 
     @property
     def probabilities_BK(self) -> torch.Tensor:
-        return self.logits_BK.softmax(1)
+        return self.trust.probabilities(self.logits_BK)
+
+    @property
+    def unknown_B(self) -> torch.Tensor | None:
+        """Which images look like nothing that it knows; None where it can't say."""
+        return self.trust.unknown(self.best_MB)
 
 
 class Predictor:
@@ -53,6 +64,7 @@ class Predictor:
         self.classes: list[str] = list(bundles[0].info.classes)
         self.inputs: list[Preprocessing] = [bundle.info.preprocessing for bundle in bundles]
         self.sizes: tuple[int, ...] = tuple(dict.fromkeys(wanted.size for wanted in self.inputs))
+        self.trust = Trust.of([bundle.info.calibration for bundle in bundles])
 
     @classmethod
     def load(cls, uris: Sequence[str], shown: Shown | None = None) -> "Predictor":
@@ -94,10 +106,8 @@ class Predictor:
         many images. Sums come out differently in the last bits for another size of batch; for one size, an image's
         scores don't depend on the others in its batch.
         """
-        members = self._each(
-            images, pad_to, precision, lambda bundle, padded_B3HW: (bundle.network(padded_B3HW).logits_BK,)
-        )
-        return sum_up([logits_BK for (logits_BK,) in members])
+        members = self._each(images, pad_to, precision, _scored)
+        return sum_up([logits_BK for logits_BK, _ in members], [best_B for _, best_B in members], self.trust)
 
     @cached_property
     def explainer(self) -> Explainer:
@@ -132,10 +142,10 @@ class Predictor:
         return self.explainer.explain(self.views(images), sizes, **options)
 
 
-def sum_up(members: Sequence[torch.Tensor]) -> Scores:
-    """The scores of an ensemble whose members' logits, B x K each, are these."""
+def sum_up(members: Sequence[torch.Tensor], best_MB: Sequence[torch.Tensor], trust: Trust) -> Scores:
+    """The scores of an ensemble whose members' logits, B x K each, are these, and their best similarities."""
     members_MBK = torch.stack(list(members))
-    return Scores(members_MBK.sum(0), members_MBK)
+    return Scores(members_MBK.sum(0), members_MBK, torch.stack(list(best_MB)), trust)
 
 
 def _computing(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
@@ -158,6 +168,11 @@ def check_one_task(infos: Sequence[BundleInfo]) -> None:
     for info in infos[1:]:
         if info.classes != infos[0].classes:
             raise UserError("the bundles of an ensemble must have the same classes in the same order")
+
+
+def _scored(bundle: Bundle, images_B3HW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    seen = bundle.network(images_B3HW)
+    return seen.logits_BK, seen.best_B
 
 
 def _view(network: ProtoPNet, images_B3HW: torch.Tensor) -> View:

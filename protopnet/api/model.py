@@ -113,10 +113,12 @@ class Model:
             yield batch
 
     def _predict(self, batch: Sequence[Opened]) -> Iterator[Prediction]:
-        logits_BK = self.predictor.scores(self._inputs(batch)).logits_BK.cpu().numpy()
-        for opened, logits_K in zip(batch, logits_BK, strict=True):
+        scores = self.predictor.scores(self._inputs(batch))
+        logits_BK, temperature = scores.logits_BK.cpu().numpy(), scores.trust.temperature
+        unknown_B = [None] * len(batch) if scores.unknown_B is None else scores.unknown_B.tolist()
+        for opened, logits_K, unknown in zip(batch, logits_BK, unknown_B, strict=True):
             thumbnail = pictures.encoded(pictures.shrunk(opened.image, _THUMBNAIL_SIDE))
-            yield Prediction(opened.name, *opened.image.size, self.classes, logits_K, thumbnail)
+            yield Prediction(opened.name, *opened.image.size, self.classes, logits_K, thumbnail, temperature, unknown)
 
     def _explain(self, batch: Sequence[Opened], asked: Sequence[int], options: dict[str, Any]) -> Iterator[Why]:
         sizes = [opened.image.size for opened in batch]

@@ -85,7 +85,10 @@ class ClassScore:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Prediction(Result):
-    """How likely an image is of each class. photo: the image as a small JPEG; logits_K: of the classes by label."""
+    """How likely an image is of each class. photo: the image as a small JPEG; logits_K: of the classes by label.
+
+    unknown: whether it looks like nothing that the model knows; None where the bundles don't say.
+    """
 
     name: str
     width: int
@@ -93,10 +96,12 @@ class Prediction(Result):
     classes: Sequence[str]
     logits_K: np.ndarray
     photo: bytes
+    temperature: float = 1.0
+    unknown: bool | None = None
 
     @cached_property
     def probabilities_K(self) -> np.ndarray:
-        exp_K = np.exp(self.logits_K.astype(np.float64) - self.logits_K.max())
+        exp_K = np.exp((self.logits_K.astype(np.float64) - self.logits_K.max()) / self.temperature)
         return exp_K / exp_K.sum()
 
     @property
@@ -131,6 +136,7 @@ class Prediction(Result):
             "class": self.label,
             "class_name": self.class_name,
             "probability": self.probability,
+            "unknown": self.unknown,
             "classes": [_plain(score) for score in self.top(len(self.classes))],
         }
 

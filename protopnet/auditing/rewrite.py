@@ -18,6 +18,7 @@ from protopnet.model.bundle import Bundle, save_bundle
 from protopnet.model.network import ProtoPNet
 from protopnet.passes.describe import describe_prototypes
 from protopnet.passes.image_pass import PassOptions
+from protopnet.quality.calibration import calibrate
 from protopnet.quality.card import write_card
 from protopnet.tables import write_table
 from protopnet.training.last_layer import cache_similarities, cached_accuracies, solve_last_layer
@@ -119,7 +120,8 @@ def write_corrected(
     if len(decisions := decisions_table(history)):
         write_table(storage.join(uri, "decisions.parquet"), decisions)
     provenance = {**bundle.info.provenance, "history": history}
-    written = save_bundle(uri, rewritten.network, corrector.model, bundle.classes, provenance, prototypes)
+    calibration = calibrate(rewritten.network, corrector.dataset, corrector.trained.calibration, options)
+    written = save_bundle(uri, rewritten.network, corrector.model, bundle.classes, provenance, prototypes, calibration)
     write_card(uri, None)
     return written
 

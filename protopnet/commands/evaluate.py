@@ -109,7 +109,12 @@ def main() -> None:
         print(f"{name:<18} {percent(metrics[key])}")
     for name in AGAINST_REST:
         print(f"{name:<18} {percent(metrics[name])}")
-    print(f"calibration error  {percent(metrics['calibration_error'])}")
+    before = (
+        f" ({percent(metrics['calibration_error_before'])} without the temperature)"
+        if metrics["temperature"] != 1
+        else ""
+    )
+    print(f"calibration error  {percent(metrics['calibration_error'])}{before}")
     if "quality" in metrics:
         print(quality_text(metrics["quality"]))
     print(f"metrics and predictions: {storage.located(settings.output)}")

@@ -9,7 +9,14 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from protopnet import storage
-from protopnet.config import AugmentSettings, BirdSettings, DataSettings, LastLayerSettings, PushSettings
+from protopnet.config import (
+    AugmentSettings,
+    BirdSettings,
+    CalibrationSettings,
+    DataSettings,
+    LastLayerSettings,
+    PushSettings,
+)
 from protopnet.datasets.duplicates import settled
 from protopnet.datasets.open import open_dataset, recognise
 from protopnet.datasets.rows import Dataset
@@ -27,6 +34,7 @@ class TrainedWith(BaseModel):
     push: PushSettings
     augment: AugmentSettings
     last_layer: LastLayerSettings
+    calibration: CalibrationSettings = CalibrationSettings()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ uploaded, after any EXIF turn.
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from protopnet.evidence.ranking import Head, Order, Ranking, View, rank
 from protopnet.evidence.sources import Box, Shown, Source, Sources
 from protopnet.evidence.sums import Sums, sums_of
 from protopnet.model.bundle import Bundle, BundleInfo
+from protopnet.model.calibration import Trust
 from protopnet.model.network import ProtoPNet
 from protopnet.model.prototype_table import PrototypeTable
 
@@ -76,6 +78,11 @@ class Explanation(_Record):
     width: int = Field(description="of the image as uploaded, in pixels")
     height: int
     members: int = Field(description="size of the ensemble; its logits are added up")
+    unknown: bool | None = Field(
+        None,
+        description="looks like nothing the model knows: it is less similar to any prototype than most images of its "
+        "classes; null where the bundles don't say",
+    )
     classes: list[ClassEvidence]
     most_similar: list[Evidence] = Field(
         [], description="prototypes most similar to the image, of whatever class, with their points for the first class"
@@ -94,6 +101,7 @@ class Explainer:
         self.heads, self.sources = list(heads), list(sources)
         self.classes = list(infos[0].classes)
         self.sizes = [info.preprocessing.size for info in infos]
+        self.trust = Trust.of([info.calibration for info in infos])
 
     @classmethod
     def of(cls, bundles: Sequence[Bundle], shown: Shown) -> "Explainer":
@@ -148,17 +156,24 @@ class Explainer:
             by_image = np.arange(len(wanted))
             seen = self.rank(views, sizes_B2, by_image, first_B, prototypes=most_similar, by="similarity")
             similar_B = [self._listed(seen, b, maps, thumbnails) for b in range(len(wanted))]
+        unknown_B = self.trust.unknown(torch.stack([view.best_B.cpu() for view in views]))
         edges = np.searchsorted(image_R, np.arange(len(wanted) + 1))
         return [
             Explanation(
                 width=width,
                 height=height,
                 members=len(views),
+                unknown=unknown,
                 classes=classes_R[start:end],
                 most_similar=similar,
             )
-            for (width, height), start, end, similar in zip(
-                sizes_B2.tolist(), edges[:-1], edges[1:], similar_B, strict=True
+            for (width, height), start, end, similar, unknown in zip(
+                sizes_B2.tolist(),
+                edges[:-1],
+                edges[1:],
+                similar_B,
+                [None] * len(wanted) if unknown_B is None else unknown_B.tolist(),
+                strict=True,
             )
         ]
 
@@ -178,7 +193,7 @@ class Explainer:
         return self.sources[member].called(prototype)
 
     def _classes(self, ranking: Ranking, logits_BK: Tensor, maps: bool, thumbnails: bool) -> list[ClassEvidence]:
-        probabilities_BK = logits_BK.softmax(1).cpu().numpy()
+        probabilities_BK = self.trust.probabilities(logits_BK).cpu().numpy()
         logits = logits_BK.cpu().numpy()
         count = sum(len(head.prototype_class_P) for head in self.heads)
         entries = []

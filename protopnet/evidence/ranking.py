@@ -30,6 +30,11 @@ class View(NamedTuple):
     index_BP: Tensor  # the nearest patch of each prototype, row-major
     latent_BDHW: Tensor
 
+    @property
+    def best_B(self) -> Tensor:
+        """Similarity of each image to the prototype it is most like."""
+        return self.similarities_BP.amax(1)
+
 
 @dataclass(frozen=True)
 class Head:

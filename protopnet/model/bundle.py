@@ -26,6 +26,7 @@ from protopnet.config import ModelSettings
 from protopnet.errors import UserError
 from protopnet.imaging import Preprocessing
 from protopnet.model.backbones import build_backbone
+from protopnet.model.calibration import Calibration
 from protopnet.model.network import Baseline, ProtoPNet, set_phase
 from protopnet.tables import parse_table
 
@@ -72,6 +73,7 @@ class BundleInfo(BaseModel):
     provenance: dict[str, Any]
     sha256: str = Field(description="of model.safetensors")
     prototypes_sha256: str | None = Field(description="of prototypes.parquet, where there is one")
+    calibration: Calibration | None = Field(None, description="None where nothing was fitted, as in older bundles")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def save_bundle(
     classes: Sequence[str],
     provenance: Mapping[str, Any],
     prototypes: pa.Table | None = None,
+    calibration: Calibration | None = None,
 ) -> str:
     """Write the bundle and return its hash. `prototypes` has the columns of PROTOTYPE_SCHEMA."""
     tensors = safetensors.torch.save(_float32_tensors(network))
@@ -113,6 +116,7 @@ def save_bundle(
         provenance=dict(provenance),
         sha256=_sha256(tensors),
         prototypes_sha256=_sha256(table) if table is not None else None,
+        calibration=calibration,
     )
     written = (info.model_dump_json(indent=1) + "\n").encode()
     storage.delete_file(storage.join(folder_uri, INFO))

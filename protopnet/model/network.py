@@ -32,6 +32,13 @@ class Output(NamedTuple):
     similarities_BP: Tensor | None = None
     index_BP: Tensor | None = None  # the nearest patch of each prototype, row-major
 
+    @property
+    def best_B(self) -> Tensor:
+        """Similarity of each image to the prototype it is most like; NaN for the baseline."""
+        if self.similarities_BP is None:
+            return torch.full_like(self.logits_BK[:, 0], torch.nan)
+        return self.similarities_BP.amax(1)
+
 
 class ProtoPNet(nn.Module):
     """Backbone, add-on layers, prototypes, and a last layer of class connections.

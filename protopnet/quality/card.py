@@ -116,14 +116,41 @@ def _accuracy(info: BundleInfo, metrics: Metrics) -> Iterator[str]:
             f"{percent(accuracy)} of the test images right, after the last correction. By class, and calibration: not "
             "measured since; `jobs/evaluate.py` does."
         )
+        yield from _calibration(info)
         return
     yield (
         f"On {counted(metrics['images'], 'test image')}: {percent(accuracy)} right, {percent(metrics['top5'])} among the "
         f"first five, {percent(metrics['mean_per_class'])} in the mean of the classes. Calibration error: "
-        f"{percent(metrics['calibration_error'])} (how far probabilities are from the share that is right, in 15 bins)."
+        f"{percent(metrics['calibration_error'])} (how far probabilities are from the share that is right, in 15 bins; "
+        f"{percent(metrics['calibration_error_before'])} before the temperature)."
     )
+    yield from _calibration(info)
     yield ""
     yield from _by_class(metrics["per_class"])
+
+
+def _calibration(info: BundleInfo) -> Iterator[str]:
+    """What was fitted, on which images."""
+    fitted = info.calibration
+    if fitted is None:
+        return
+    images = counted(fitted.images, f"{'validation' if fitted.split == 'validation' else 'training'} image")
+    yield ""
+    yield (
+        f"Probabilities have a temperature of {fitted.temperature:.2f}, fitted on {images}: calibration error there "
+        f"{percent(fitted.error_before)} before, {percent(fitted.error_after)} after."
+    )
+    if fitted.split == "train":
+        yield "There were no validation images; the model knows its training images, so it is surer than it should be."
+    if fitted.abstain_below is None:
+        yield f"No probability was found from which on {percent(fitted.accuracy)} of the answers are right."
+    else:
+        yield (
+            f"From a probability of {fitted.abstain_below:.3f} on, {percent(fitted.accuracy)} of the answers or more were "
+            f"right there; {percent(fitted.coverage)} of the images reach it."
+        )
+    if fitted.unknown_below is not None:
+        yield f"An image whose best similarity is below {fitted.unknown_below:.3f} is flagged as looking like nothing known."
 
 
 def _by_class(per_class: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -19,16 +19,20 @@ CALIBRATION_BINS = 15
 AGAINST_REST = ("precision", "recall", "f1", "specificity", "auc")
 
 
-def classification_metrics(logits_nK: NDArray[Any], labels_n: NDArray[Any], classes: list[str]) -> dict[str, Any]:
+def classification_metrics(
+    logits_nK: NDArray[Any], labels_n: NDArray[Any], classes: list[str], temperature: float = 1.0
+) -> dict[str, Any]:
     """Figures of merit, ready for JSON.
 
     top1, top5 (of min(5, K)), cross_entropy, per_class {name: {accuracy, count, precision, …}}, mean_per_class (over
     the classes that have images), confusion (K×K counts, a row a true class), calibration_error (expected
-    calibration error in 15 bins). Each class against the rest, and as the mean of the classes that have images:
+    calibration error in 15 bins), calibration_error_before (of a temperature of 1), temperature. Probabilities are those of
+    logits / temperature. Each class against the rest, and as the mean of the classes that have images:
     precision, recall, f1, specificity, auc (of its probability). The figures of a class without images are None. Ties
     go to the lower class.
     """
-    logits, labels = _checked(logits_nK, labels_n, classes)
+    plain, labels = _checked(logits_nK, labels_n, classes)
+    logits = plain / temperature
     confusion = multiclass_confusion_matrix(logits.argmax(1), labels, len(classes)).numpy()
     counts, hits = confusion.sum(1), confusion.diagonal()
     scores = logits.log_softmax(1).numpy()
@@ -43,6 +47,8 @@ def classification_metrics(logits_nK: NDArray[Any], labels_n: NDArray[Any], clas
         "per_class": dict(zip(classes, per_class, strict=True)),
         "confusion": confusion.tolist(),
         "calibration_error": _calibration_error(logits, labels),
+        "calibration_error_before": _calibration_error(plain, labels),
+        "temperature": temperature,
     }
 
 
@@ -93,6 +99,11 @@ def _checked(logits_nK: NDArray[Any], labels_n: NDArray[Any], classes: list[str]
 def _top_k(logits: torch.Tensor, labels: torch.Tensor, k: int) -> float:
     accuracy = multiclass_accuracy(logits, labels, logits.shape[1], average="micro", top_k=k)
     return float(accuracy)
+
+
+def calibration_error(logits_nK: NDArray[Any], labels_n: NDArray[Any]) -> float:
+    """Expected calibration error in 15 bins."""
+    return _calibration_error(torch.from_numpy(logits_nK), torch.from_numpy(labels_n.astype(np.int64)))
 
 
 def _calibration_error(logits: torch.Tensor, labels: torch.Tensor) -> float:

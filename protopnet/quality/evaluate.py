@@ -69,21 +69,23 @@ def evaluate(
         on_images(images)
     table = pa.concat_tables(outputs).sort_by("image_id").combine_chunks()
     logits_nK = table["logits"].chunk(0).flatten().to_numpy().reshape(len(table), -1)
-    metrics = classification_metrics(logits_nK, table["label"].to_numpy(), predictor.classes)
+    temperature = predictor.trust.temperature
+    metrics = classification_metrics(logits_nK, table["label"].to_numpy(), predictor.classes, temperature)
     if quality is not None:
         measured = quality_of(predictor, table, source or {}, quality)
         metrics["quality"] = measured.metrics
         write_table(storage.join(output_uri, "prototype_quality.parquet"), measured.prototypes)
     table = table.select(["image_id", "uri", "label", "logits"])
-    write_table(storage.join(output_uri, "predictions.parquet"), predictions(table, logits_nK, predictor.classes))
+    table = predictions(table, logits_nK, predictor.classes, temperature)
+    write_table(storage.join(output_uri, "predictions.parquet"), table)
     storage.write_json(storage.join(output_uri, "metrics.json"), metrics)
     return metrics
 
 
-def predictions(table: pa.Table, logits_nK: np.ndarray, classes: list[str]) -> pa.Table:
+def predictions(table: pa.Table, logits_nK: np.ndarray, classes: list[str], temperature: float) -> pa.Table:
     """A row an image: what it is, what it was taken for, and how sure."""
     predicted_n = logits_nK.argmax(1)
-    shifted_nK = np.exp(logits_nK - logits_nK.max(1, keepdims=True))
+    shifted_nK = np.exp((logits_nK - logits_nK.max(1, keepdims=True)) / temperature)
     names = pa.array(classes)
     return (
         table.append_column("class_name", names.take(table["label"]))

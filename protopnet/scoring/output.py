@@ -62,6 +62,7 @@ def score_schema(evidence: bool) -> pa.Schema:
         ("probability", pa.float32()),  # of the first class, as are logit, margin and members_agree
         ("logit", pa.float32()),  # sum of the members'
         ("margin", pa.float32()),  # probability minus that of the second class
+        ("unknown", pa.bool_()),  # looks like nothing that the bundles know; null where they don't say
         ("members_agree", pa.float32()),  # share of the members that have the same first class
         ("top", pa.list_(TOP)),
         *([("evidence", pa.list_(EVIDENCE))] if evidence else []),

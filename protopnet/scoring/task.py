@@ -97,17 +97,22 @@ class Scorer:
             finite_G = np.isfinite(logits_GK).all(1)
             for g in np.flatnonzero(~finite_G):
                 errors[good[g]] = "the network's scores aren't finite numbers"
-            first = _First.of(np.where(finite_G[:, None], logits_GK, 0), self.options.top)
+            finite_GK = np.where(finite_G[:, None], logits_GK, 0)
+            first = _First.of(finite_GK, self.options.top, self.predictor.trust.temperature)
             ranking = None
             if self.options.explain:
                 class_G, image_G = first.top_GT[:, 0].astype(np.int64), np.arange(len(seen))
                 N = self.options.explain
                 ranking = self.predictor.explainer.rank(views, sizes_G2, image_G, class_G, prototypes=N)
         place = _Places(B, good[finite_G], finite_G)
+        unknown_G = scores.unknown_B
         columns = self._scores(first, members_MGK, place)
         columns |= {
             "width": place.column(sizes_G2[:, 0], pa.int32()),
             "height": place.column(sizes_G2[:, 1], pa.int32()),
+            "unknown": pa.nulls(B, pa.bool_())
+            if unknown_G is None
+            else place.column(unknown_G.cpu().numpy(), pa.bool_()),
         }
         if ranking is not None:
             columns["evidence"] = place.lists(self._evidence(ranking, finite_G), ranking.points_RN.shape[1])
@@ -118,7 +123,8 @@ class Scorer:
         if not self.options.explain:
             return self.predictor.scores(images, **how), []
         views = self.predictor.views(images, **how)
-        return sum_up([view.logits_BK for view in views]), views
+        members = [view.logits_BK for view in views], [view.best_B for view in views]
+        return sum_up(*members, self.predictor.trust), views
 
     def _agreement(self, images: Images, scores: Scores, ids_G: np.ndarray) -> Agreement:
         if self.options.precision == "float32" or ids_G[0] >= COMPARED_IMAGES:
@@ -193,12 +199,12 @@ class _First:
     margin_G: np.ndarray
 
     @classmethod
-    def of(cls, logits_GK: np.ndarray, top: int) -> "_First":
+    def of(cls, logits_GK: np.ndarray, top: int, temperature: float) -> "_First":
         # Stable: of equal logits the first class is the prediction, as with argmax.
         order_GK = np.argsort(-logits_GK, axis=1, kind="stable")
         sorted_GK = np.take_along_axis(logits_GK, order_GK, axis=1)
-        total_G1 = np.exp(logits_GK - logits_GK.max(1, keepdims=True)).sum(1, keepdims=True)
-        probability_GK = np.exp(sorted_GK - sorted_GK[:, :1]) / total_G1
+        total_G1 = np.exp((logits_GK - logits_GK.max(1, keepdims=True)) / temperature).sum(1, keepdims=True)
+        probability_GK = np.exp((sorted_GK - sorted_GK[:, :1]) / temperature) / total_G1
         second_G = probability_GK[:, 1] if logits_GK.shape[1] > 1 else 0
         margin_G = probability_GK[:, 0] - second_G
         return cls(order_GK[:, :top], sorted_GK[:, :top], probability_GK[:, :top], margin_G)

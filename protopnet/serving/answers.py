@@ -22,12 +22,14 @@ def predicted(
     """The top classes of each image, then those asked for."""
     logits_BK, probabilities_BK = scores.logits_BK.tolist(), scores.probabilities_BK.tolist()
     wanted = wanted_classes(scores.logits_BK, options.top_classes, [asked] * len(pictures))
+    unknown_B = [None] * len(pictures) if scores.unknown_B is None else scores.unknown_B.tolist()
     return [
         PredictedImage(
             file=picture.file,
             width=picture.width,
             height=picture.height,
             abstained=_abstained(max(probabilities), abstain_below),
+            unknown=unknown,
             classes=[
                 ClassScore(
                     class_=label,
@@ -38,7 +40,9 @@ def predicted(
                 for label in labels
             ],
         )
-        for picture, logits, probabilities, labels in zip(pictures, logits_BK, probabilities_BK, wanted, strict=True)
+        for picture, logits, probabilities, labels, unknown in zip(
+            pictures, logits_BK, probabilities_BK, wanted, unknown_B, strict=True
+        )
     ]
 
 

@@ -20,6 +20,7 @@ from protopnet.evidence.ranking import Head, View
 from protopnet.evidence.sources import Shown, Sources
 from protopnet.model.bundle import BundleInfo
 from protopnet.model.bundle_head import BundleHead, open_head
+from protopnet.model.calibration import Trust
 from protopnet.predictor import Scores, check_one_task, sum_up
 from protopnet.serving.courier import Courier
 from protopnet.serving.members import BrokenMember, BundleRef, Seen, in_parts
@@ -63,6 +64,7 @@ class Ensemble:
         self.infos: list[BundleInfo] = [head.info for head in heads]
         check_one_task(self.infos)
         self.classes = self.infos[0].classes
+        self.trust = Trust.of([info.calibration for info in self.infos])
         self.sizes = tuple(dict.fromkeys(info.preprocessing.size for info in self.infos))
         self.hash = combined_hash(self.refs)
         self.explainer: Explainer | None = _explainer(heads, shown)
@@ -79,11 +81,14 @@ class Ensemble:
         return [list(seen[start : start + B]) for start in range(0, len(seen), B)]
 
     def scores(self, seen_MB: Sequence[Sequence[Seen]]) -> Scores:
-        return sum_up([torch.from_numpy(np.stack([seen.logits_K for seen in row])) for row in seen_MB])
+        members = [torch.from_numpy(np.stack([seen.logits_K for seen in row])) for row in seen_MB]
+        best_MB = [torch.tensor([float(seen.best) for seen in row]) for row in seen_MB]
+        return sum_up(members, best_MB, self.trust)
 
     def views(self, seen_MB: Sequence[Sequence[Seen]]) -> list[View]:
         """One a member, as `Predictor.views` gives them."""
-        return [View(*(torch.from_numpy(np.stack(part)) for part in zip(*row, strict=True))) for row in seen_MB]
+        parts_M = [list(zip(*row, strict=True))[: len(View._fields)] for row in seen_MB]
+        return [View(*(torch.from_numpy(np.stack(part)) for part in parts)) for parts in parts_M]
 
 
 async def _ask(ask: Ask, member: int, ref: BundleRef, pixels_BSS3: Sequence[np.ndarray], whole: bool) -> list[Seen]:

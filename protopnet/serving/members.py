@@ -53,6 +53,7 @@ class Seen(NamedTuple):
     similarities_P: np.ndarray | None = None
     index_P: np.ndarray | None = None
     latent_DHW: np.ndarray | None = None
+    best: float = np.nan  # similarity to the prototype it is most like
 
 
 class BrokenMember(Exception):
@@ -107,14 +108,16 @@ class Member:
         predictor = self._predictor(bundle)
         images_B3SS = imaging.normalise(torch.from_numpy(pixels_BSS3).to(self._device), predictor.preprocessing)
         if whole and isinstance(predictor.bundles[0].network, ProtoPNet):
-            parts = [part.cpu().numpy() for part in predictor.views(images_B3SS)[0]]
+            [view] = predictor.views(images_B3SS)
+            parts, best_B = [part.cpu().numpy() for part in view], view.best_B
         else:
-            parts = [predictor.scores(images_B3SS).members_MBK[0].cpu().numpy()]
+            scores = predictor.scores(images_B3SS)
+            parts, best_B = [scores.members_MBK[0].cpu().numpy()], scores.best_MB[0]
         if not np.isfinite(parts[0]).all():
             self._broken = "a forward pass gave logits that aren't numbers"
             raise BrokenMember(self._broken)
         self._sizes.observe(len(pixels_BSS3))
-        return [Seen(*rows) for rows in zip(*parts, strict=True)]
+        return [Seen(*rows, best=best) for *rows, best in zip(*parts, best_B.tolist(), strict=True)]
 
     def _predictor(self, bundle: BundleRef) -> Predictor:
         """The bundle's, loaded now if it isn't yet."""

@@ -81,6 +81,10 @@ class PredictedImage(_Record):
     width: int = Field(description="of the image as uploaded, in pixels, after its EXIF turn")
     height: int
     abstained: bool = Field(description="the best probability is below `abstain_below`")
+    unknown: bool | None = Field(
+        description="looks like nothing the model knows: it is less similar to any prototype than most images of its "
+        "classes; null where the bundles don't say"
+    )
     classes: list[ClassScore]
 
 

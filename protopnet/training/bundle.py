@@ -10,6 +10,7 @@ from protopnet.model.bundle import save_bundle
 from protopnet.model.network import Baseline, ProtoPNet
 from protopnet.passes.describe import describe_prototypes
 from protopnet.passes.image_pass import PassOptions
+from protopnet.quality.calibration import calibrate
 
 
 def write_bundle(
@@ -33,4 +34,5 @@ def write_bundle(
         "data": dataset.source,
         "images": dataset.counts(),
     }
-    return save_bundle(uri, network, settings.model, dataset.classes, provenance, prototypes)
+    calibration = calibrate(network, dataset, settings.calibration, options)
+    return save_bundle(uri, network, settings.model, dataset.classes, provenance, prototypes, calibration)

@@ -249,6 +249,8 @@ def run_evaluate(run: Run, stage: Stage, state_in: str | None) -> Result:
         "test_accuracy": metrics["top1"],
         "test_top5": metrics["top5"],
         "calibration_error": metrics["calibration_error"],
+        "calibration_error_before": metrics["calibration_error_before"],
+        "temperature": metrics["temperature"],
     }
 
 

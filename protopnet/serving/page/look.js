@@ -60,18 +60,19 @@ function showAnswer(image, note) {
   const unsure = image.abstained
     ? `A guess: where it is less than ${100 * model.abstainBelow} % sure, this model would rather not answer. `
     : "";
+  const strange = image.unknown ? "It looks like nothing this model knows: no prototype is as similar to it as to most photos of these classes. " : "";
   stage.setPicture(photo);
   byId("welcome").hidden = true;
   byId("answer").hidden = false;
   byId("photo-view").classList.add("answered");
   const share = make("span", { class: "share" }, top.shown.probability);
   byId("verdict").replaceChildren(model.names[top.class], " ", share);
-  byId("verdict-note").textContent = unsure + note;
+  byId("verdict-note").textContent = strange + unsure + note;
   byId("classes").replaceChildren(...image.classes.map((entry) => card(image, entry, entry === top ? second : top, entry === top)));
   byId("asked").replaceChildren();
   byId("other-class").value = "";
   complain(byId("why-not-problem"), null);
-  say(`${model.names[top.class]}, ${top.shown.probability}. Its evidence is in the table below.`);
+  say(`${strange}${model.names[top.class]}, ${top.shown.probability}. Its evidence is in the table below.`);
 }
 
 function card(image, entry, other, open) {
