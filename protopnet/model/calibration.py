@@ -1,4 +1,4 @@
-"""What a bundle's probabilities and similarities are worth, from images it wasn't trained on: a value that the bundle keeps.
+"""What a bundle's probabilities and similarities are worth, from images it wasn't trained on: the bundle keeps it.
 
 Logits, points and similarities stay as they are; probabilities are those of logits / temperature. Fitted in
 `protopnet.quality.calibration`.

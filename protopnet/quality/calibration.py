@@ -1,7 +1,7 @@
 """How far a network's probabilities can be trusted: fitted on validation images, before its bundle is written.
 
-The temperature is that of Guo et al. 2017, the minimum of the cross-entropy, which is convex in 1 / temperature. Few images,
-all of them right, would make it 0: the targets are smoothed by one image in n + 2, as Platt 1999 does.
+The temperature is that of Guo et al. 2017, the minimum of the cross-entropy, which is convex in 1 / temperature. Few
+images, all of them right, would make it 0: the targets are smoothed by one image in n + 2, as Platt 1999 does.
 
 Legend: n images, K classes.
 """
@@ -89,7 +89,7 @@ def calibrate(
 
 def fit_temperature(logits_nK: NDArray[Any], labels_n: NDArray[Any]) -> float:
     """The temperature with the lowest cross-entropy, between 0.01 and 100."""
-    n, K = logits_nK.shape
+    n = len(logits_nK)
     smoothed = 1 / (n + 2)
     centred_nK = logits_nK - logits_nK.mean(1, keepdims=True)
     wanted = (1 - smoothed) * float(centred_nK[np.arange(n), labels_n].mean())  # the smoothed part has mean 0

@@ -150,7 +150,7 @@ def _calibration(info: BundleInfo) -> Iterator[str]:
             f"right there; {percent(fitted.coverage)} of the images reach it."
         )
     if fitted.unknown_below is not None:
-        yield f"An image whose best similarity is below {fitted.unknown_below:.3f} is flagged as looking like nothing known."
+        yield f"Images whose best similarity is below {fitted.unknown_below:.3f} are flagged as looking like nothing known."
 
 
 def _by_class(per_class: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -117,7 +117,7 @@ class Member:
             self._broken = "a forward pass gave logits that aren't numbers"
             raise BrokenMember(self._broken)
         self._sizes.observe(len(pixels_BSS3))
-        return [Seen(*rows, best=best) for *rows, best in zip(*parts, best_B.tolist(), strict=True)]
+        return [Seen(*rows)._replace(best=best) for *rows, best in zip(*parts, best_B.tolist(), strict=True)]
 
     def _predictor(self, bundle: BundleRef) -> Predictor:
         """The bundle's, loaded now if it isn't yet."""

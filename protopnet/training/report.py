@@ -70,7 +70,7 @@ class RunReport:
     a table with the columns of `PROTOTYPE_SCHEMA`; None for a baseline. bundle: where it is. summary: of
     summary.json, `test_accuracy`, `seconds`, `image_passes` and `versions` are shown if they are there. examples:
     explained test images (`training.examples`); images: what their pictures are of. quality: of the explanations,
-    measured on the test images.
+    measured on the test images. calibration: the calibration error there, before and after the temperature.
     """
 
     settings: Mapping[str, Any]
@@ -84,6 +84,7 @@ class RunReport:
     examples: Sequence[Mapping[str, Any]] = ()
     images: Mapping[str, Inlined] = field(default_factory=dict)
     quality: Sequence[QualityRow] = ()
+    calibration: tuple[float, float] | None = None
 
 
 def write_report(run: RunReport) -> str:
@@ -113,6 +114,9 @@ def _facts(run: RunReport) -> list[tuple[str, str]]:
     summary = run.summary
     seconds = summary.get("seconds", sum(stage.seconds for stage in run.stages))
     facts = [("test accuracy", percent(summary.get("test_accuracy"))), ("time", duration(seconds))]
+    if run.calibration:
+        before, after = run.calibration
+        facts.append(("calibration error", f"{percent(after)} ({percent(before)} before)"))
     if summary.get("image_passes"):
         facts.append(("image passes", f"{summary['image_passes']:,}"))
     facts.append(("classes", str(len(run.classes))))

@@ -97,6 +97,7 @@ def report_of(run: Run, summary: dict[str, Any], metrics: Mapping[str, Any]) -> 
         examples=examples,
         images=images,
         quality=quality_table(metrics.get("quality", {})),
+        calibration=(metrics["calibration_error_before"], metrics["calibration_error"]) if metrics else None,
     )
 
 

@@ -2,19 +2,22 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from protopnet.config import BirdSettings, ModelSettings
+from protopnet.config import BirdSettings, CalibrationSettings, ModelSettings
 from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
 from protopnet.model.bundle import save_bundle
 from protopnet.model.network import ProtoPNet, build_network
 from protopnet.predictor import Predictor
+from protopnet.quality.calibration import calibrate
 from protopnet.quality.evaluate import evaluate
 from protopnet.quality.quality_pass import QualityOptions, check_explains, with_sample
 
@@ -62,7 +65,12 @@ def test_without_key_points_there_are_curves_and_sparsity(
 ) -> None:
     rows = without_points(birds.split("test"))
     metrics = evaluate(
-        predictor, rows, str(tmp_path), options=options(), quality=QualityOptions(curve_images=2), source=SOURCE
+        predictor,
+        rows,
+        str(tmp_path),
+        options=options(in_driver=True),
+        quality=QualityOptions(curve_images=2),
+        source=SOURCE,
     )
     assert [metrics["quality"][name] for name in NEEDS_POINTS] == [None] * len(NEEDS_POINTS)
     assert metrics["quality"]["images_with_key_points"] == 0
@@ -88,3 +96,30 @@ def test_only_one_bundle_with_prototypes_can_be_measured(birds: Dataset, predict
         check_explains(Predictor.load([str(tmp_path / "baseline")]))
     with pytest.raises(UserError, match="one bundle at a time"):
         check_explains(Predictor(predictor.bundles * 2))
+
+
+def test_calibration_is_the_same_for_any_cut(birds: Dataset, network: ProtoPNet, options: Callable) -> None:
+    settings = CalibrationSettings(accuracy=0.5, unknown=0.25)
+    at = birds.table.schema.get_field_index("split")
+    splits = pc.replace_substring(birds.table["split"], "test", "validation")
+    validated = replace(birds, table=birds.table.set_column(at, "split", splits))
+    one = calibrate(network, validated, settings, options(blocks=1))
+    other = calibrate(network, validated, settings, options(workers=2, blocks=5, batch=3))
+    assert other.model_dump() == pytest.approx(one.model_dump(), rel=1e-4)
+    assert (one.split, one.images, one.accuracy) == ("validation", 12, 0.5)
+    assert one.error_after < one.error_before
+    alone = calibrate(network, birds, settings, options(in_driver=True))
+    assert (alone.split, alone.images) == ("train", len(birds.split("train")))
+
+
+def test_what_looks_like_nothing_known(
+    birds: Dataset, network: ProtoPNet, options: Callable, pixels_of: Callable, tmp_path: Path
+) -> None:
+    """At most a quarter of the images that it was fitted on (some are the same), and of a baseline none."""
+    fitted = calibrate(network, birds, CalibrationSettings(unknown=0.25), options(in_driver=True))
+    save_bundle(str(tmp_path), network, MODEL, birds.classes, {}, calibration=fitted)
+    unknown_B = Predictor.load([str(tmp_path)]).scores(pixels_of(birds.split("train"))).unknown_B
+    assert unknown_B is not None
+    assert 0.1 < float(unknown_B.float().mean()) <= 0.25
+    baseline = build_network(MODEL.model_copy(update={"kind": "baseline"}), 3, start_weights=False)
+    assert calibrate(baseline, birds, CalibrationSettings(), options(in_driver=True)).unknown_below is None

@@ -80,6 +80,11 @@ def report(classes: list[str], **changes: object) -> str:
     return write_report(RunReport(**(values | changes)))  # type: ignore[arg-type]
 
 
+def test_the_calibration_error_is_in_the_headline() -> None:
+    assert "3.1 % (12.0 % before)" in report(["wren", "jay"], calibration=(0.12, 0.031))
+    assert "calibration error" not in report(["wren", "jay"])
+
+
 class Page(HTMLParser):
     """Tags that are opened and closed, and what the page would fetch."""
 

@@ -141,7 +141,7 @@ def test_a_bad_image_is_a_row_with_nothing_but_its_reason(ensemble: Predictor) -
     assert all(
         column.null_count == 0
         for name in good.column_names
-        if name not in ("label", "label_name", "error")
+        if name not in ("label", "label_name", "unknown", "error")
         for column in [good[name]]
     )
     nothing = rows(ensemble, [BadImage("a"), BadImage("b")], explain=1)
