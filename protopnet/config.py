@@ -264,8 +264,8 @@ class CalibrationSettings(Section):
         0.95,
         gt=0,
         le=1,
-        description="share of right answers wanted: the bundle keeps the probability from which on so many are, which "
-        "--abstain bundle and abstain_below: bundle take",
+        description="share of right answers wanted: the bundle keeps the probability from which on so many are, for "
+        "scoring's abstain and the service's abstain_below",
     )
     unknown: float = Field(
         0.05,
