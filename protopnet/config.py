@@ -4,9 +4,12 @@ The models here are at once the YAML file (`configs/*.yaml`), the command line
 (`--model.backbone vgg19`, see `protopnet.cli`) and the record kept in the run folder.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+# A probability below which not to answer; bundle: the one that the bundle keeps.
+Threshold = Annotated[float, Field(ge=0, le=1)] | Literal["bundle"]
 
 
 class Section(BaseModel):

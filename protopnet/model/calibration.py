@@ -13,6 +13,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from protopnet.config import Threshold
+from protopnet.errors import UserError
+
 
 class Calibration(BaseModel):
     """Of one bundle."""
@@ -39,11 +42,13 @@ class Trust:
     """Of an ensemble, whose logits are the sum of its members'.
 
     temperature: the sum of the members' (1 each where nothing was fitted, and then 1 in all): one for all classes, so that
-    the order of the classes is that of the logits. unknown_below_M: None for a member that doesn't say.
+    the order of the classes is that of the logits. unknown_below_M: None for a member that doesn't say. abstain_below: of a
+    bundle alone; what is right of an ensemble's answers wasn't measured.
     """
 
     temperature: float = 1.0
     unknown_below_M: tuple[float | None, ...] = (None,)
+    abstain_below: float | None = None
 
     @classmethod
     def of(cls, calibrations: Sequence[Calibration | None]) -> "Trust":
@@ -52,7 +57,19 @@ class Trust:
         return cls(
             sum(each.temperature for each in known) if fitted else 1.0,
             tuple(None if each is None else each.unknown_below for each in calibrations),
+            known[0].abstain_below if fitted and len(known) == 1 else None,
         )
+
+    def threshold(self, asked: Threshold | None, setting: str) -> float | None:
+        """The probability below which to abstain; `UserError` where the bundle is asked for one that it doesn't have."""
+        if asked != "bundle":
+            return asked
+        if self.abstain_below is None:
+            raise UserError(
+                f"{setting} bundle: expected one bundle that keeps a threshold for the accuracy wanted "
+                "(calibration.accuracy of its training); give a probability from 0 to 1"
+            )
+        return self.abstain_below
 
     def probabilities(self, logits_BK: Tensor) -> Tensor:
         return (logits_BK / self.temperature).softmax(1)

@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 from protopnet import __version__, storage
 from protopnet.cli import Repeated
 from protopnet.cluster import PassPlan, connect, plan_pass
-from protopnet.config import ComputeSettings, Section
+from protopnet.config import ComputeSettings, Section, Threshold
 from protopnet.errors import UserError
 from protopnet.evidence.sources import Named, Shown
 from protopnet.imaging import MAX_PIXELS
@@ -54,8 +54,10 @@ class ScoreSettings(Section):
         description="what evidence says of training images: full: their locations; names: relative to the data's root",
     )
     top: int = Field(5, ge=1, le=1000, description="classes to list for each image")
-    abstain: float | None = Field(
-        None, ge=0, le=1, description="no prediction where the probability (see abstain_by) is below this"
+    abstain: Threshold | None = Field(
+        None,
+        description="no prediction where the probability (see abstain_by) is below this; bundle: below what the bundle "
+        "keeps for the accuracy that was wanted of it",
     )
     abstain_by: Literal["probability", "margin"] = Field(
         "probability",
@@ -116,6 +118,9 @@ def _score(settings: ScoreSettings, reporter: Reporter, started: float, lease: L
     predictor = Predictor.load(settings.bundle, Shown(settings.sources))
     if settings.explain:
         _ = predictor.explainer  # a baseline can't: say so before anything is begun
+    predictor.trust.threshold(settings.abstain, "--abstain")
+    if settings.abstain == "bundle" and settings.abstain_by == "margin":
+        raise UserError("--abstain bundle is a probability: leave --abstain_by out, or give a margin from 0 to 1")
     source = open_input(settings.input)
     asked: dict[str, Any] = {
         "bundles": [bundle.hash for bundle in predictor.bundles],

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import torch
 
 from protopnet import imaging
+from protopnet.config import Threshold
 from protopnet.evidence.ranking import Ranking
 from protopnet.imaging import BadImage
 from protopnet.predictor import Images, Precision, Predictor, Scores, sum_up
@@ -39,7 +40,7 @@ class ScoreOptions:
     precision: Precision = "float32"
     top: int = 5
     explain: int = 0
-    abstain: float | None = None
+    abstain: Threshold | None = None
     abstain_by: Literal["probability", "margin"] = "probability"
     max_pixels: int = imaging.MAX_PIXELS
 
@@ -60,6 +61,7 @@ class Scorer:
 
     def __init__(self, predictor: Predictor, options: ScoreOptions, device: torch.device):
         self.predictor, self.options, self.device = predictor, options, device
+        self.abstain = predictor.trust.threshold(options.abstain, "--abstain")
         self.schema = score_schema(options.explain > 0)
         self.classes = pa.array(predictor.classes, pa.string())
         tables = [bundle.prototypes for bundle in predictor.bundles]
@@ -143,9 +145,9 @@ class Scorer:
         class_G = first.top_GT[:, 0]
         agree_G = (members_MGK.argmax(2) == class_G).mean(0)
         prediction = place.column(class_G, pa.int32())
-        if self.options.abstain is not None:
+        if self.abstain is not None:
             measure_G = probability_G if self.options.abstain_by == "probability" else margin_G
-            sure = place.column(measure_G >= self.options.abstain, pa.bool_())
+            sure = place.column(measure_G >= self.abstain, pa.bool_())
             prediction = pc.if_else(sure, prediction, pa.scalar(None, pa.int32()))
         entries = (first.top_GT, self.classes.take(pa.array(first.top_GT[place.finite_G].ravel())))
         top = _struct(

@@ -15,6 +15,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from protopnet import storage
 from protopnet.machine import usable_cpus
 from protopnet.model.bundle import read_info
+from protopnet.model.calibration import Trust
 from protopnet.predictor import check_one_task
 from protopnet.serving.audit import check_folder
 from protopnet.serving.ingress import Ingress
@@ -41,6 +42,7 @@ def build(args: AppSettings) -> Application:
     located = {name: storage.located(uri) for name in ("token_file", "audit_log") if (uri := getattr(args, name))}
     args = args.model_copy(update=located)
     bundles = references(args.bundles)
+    Trust.of([read_info(uri)[0].calibration for uri in args.bundles]).threshold(args.abstain_below, "abstain_below")
     threads = args.member.threads or max(1, usable_cpus() // (len(bundles) * args.member.max_replicas))
     member = serve.deployment(**_member_options(args))(Member)
     members = [

@@ -186,7 +186,7 @@ class Catalogue:
                 for m, (ref, info) in enumerate(members)
             ],
             prototypes=len(self._class_N),
-            abstain_below=settings.abstain_below,
+            abstain_below=ensemble.trust.threshold(settings.abstain_below, "abstain_below"),
             limits=Limits(**settings.model_dump(include=set(Limits.model_fields))),
         )
 

@@ -106,7 +106,7 @@ class Service:
         return [await self.catalogue.label(text) for text in options.asked]
 
     def _abstain_below(self, options: PredictOptions) -> float | None:
-        return self.settings.abstain_below if options.abstain_below is None else options.abstain_below
+        return self.catalogue.model.abstain_below if options.abstain_below is None else options.abstain_below
 
 
 class _GivenUp(Exception):

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from protopnet.config import Section
+from protopnet.config import Section, Threshold
 from protopnet.evidence.sources import Named
 from protopnet.imaging import BYTES_A_PIXEL, MAX_PIXELS
 
@@ -125,8 +125,10 @@ class AppSettings(Section):
     health_period_s: float = Field(
         5, gt=0, description="how often a replica is asked for its health; after three failures it is replaced"
     )
-    abstain_below: float | None = Field(
-        None, ge=0, le=1, description="abstain where the best class's probability is lower than this"
+    abstain_below: Threshold | None = Field(
+        None,
+        description="abstain where the best class's probability is lower than this; bundle: lower than what the bundle "
+        "keeps for the accuracy that was wanted of it",
     )
     member: MemberSettings = MemberSettings()
     ingress: IngressSettings = IngressSettings()

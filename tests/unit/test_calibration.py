@@ -1,5 +1,6 @@
 """A temperature from validation images, thresholds beside it, and what they do to everything that says a probability."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.special import log_softmax, softmax
 from serving import CLASSES, SIZE, make_bundle, photo, pixels
 
 import protopnet
+from protopnet.errors import UserError
 from protopnet.exporting import explained
 from protopnet.model.bundle import Bundle, load_bundle, save_bundle
 from protopnet.model.calibration import Calibration, Trust
@@ -20,7 +22,9 @@ from protopnet.quality.classification import calibration_error, classification_m
 from protopnet.scoring.manifest import MANIFEST_SCHEMA
 from protopnet.scoring.task import ScoreOptions, Scorer, look
 from protopnet.serving import answers
+from protopnet.serving.app import build
 from protopnet.serving.schemas import PredictOptions
+from protopnet.serving.settings import AppSettings
 from protopnet.serving.uploads import Picture
 
 FITTED = Calibration(
@@ -160,6 +164,19 @@ class TestEverythingThatSaysAProbability:
         assert [image.unknown for image in said] == unknown
         assert [i.classes[0].probability for i in said] == pytest.approx(probabilities_BK.amax(1).tolist(), rel=1e-5)
 
+    def test_not_answering_below_what_the_bundle_keeps(self, bundle: Bundle, images: list[bytes]) -> None:
+        probabilities_BK, _ = self.expected(bundle, images)
+        kept = float(probabilities_BK.amax(1).median())
+        assert bundle.info.calibration is not None
+        fitted = bundle.info.calibration.model_copy(update={"abstain_below": kept})
+        predictor = Predictor([replace(bundle, info=bundle.info.model_copy(update={"calibration": fitted}))])
+        rows = pa.table([range(6), ["x"] * 6, ["x"] * 6, [-1] * 6, [-1] * 6, [None] * 6], schema=MANIFEST_SCHEMA)
+        scorer = Scorer(predictor, ScoreOptions(batch_size=6, abstain="bundle"), torch.device("cpu"))
+        table, _ = scorer(rows, [look(data, {}, [SIZE], 10**6) for data in images])
+        answered = [label is not None for label in table["prediction"].to_pylist()]
+        assert set(answered) == {True, False}
+        assert answered == [p >= kept for p in table["probability"].to_pylist()]
+
     def test_an_evaluation(self) -> None:
         logits_nK, labels_n = drawn(1000, 4.0)
         metrics = classification_metrics(logits_nK, labels_n, list("abcde"), 4.0)
@@ -189,6 +206,24 @@ def test_an_ensemble_knows_an_image_that_one_of_its_members_knows(tmp_path: Path
     assert Predictor(members).scores(pixels(*images)).unknown_B.tolist() == [False] * 6  # type: ignore[union-attr]
     scores = Predictor(members).scores(pixels(*images))
     torch.testing.assert_close(scores.probabilities_BK, (scores.logits_BK / 5).softmax(1))
+
+
+@pytest.mark.parametrize(
+    "calibrations", [[None], [FITTED, FITTED], [FITTED.model_copy(update={"abstain_below": None})]]
+)
+def test_a_threshold_that_there_isnt_is_refused(calibrations: list[Calibration | None]) -> None:
+    with pytest.raises(UserError, match=r"--abstain bundle: expected one bundle .*calibration\.accuracy"):
+        Trust.of(calibrations).threshold("bundle", "--abstain")
+    assert Trust.of(calibrations).threshold(0.5, "--abstain") == 0.5
+
+
+def test_the_service_is_refused_a_threshold_that_there_isnt(tmp_path: Path) -> None:
+    plain = make_bundle(tmp_path / "plain", 0)
+    with pytest.raises(UserError, match="abstain_below bundle: expected one bundle"):
+        build(AppSettings(bundles=[plain], abstain_below="bundle"))
+    bundle = calibrated(tmp_path / "fitted", FITTED)
+    build(AppSettings(bundles=[str(tmp_path / "fitted" / "bundle")], abstain_below="bundle"))
+    assert Trust.of([bundle.info.calibration]).threshold("bundle", "abstain_below") == 0.4
 
 
 def test_an_older_bundle_says_what_it_said(tmp_path: Path, images: list[bytes]) -> None:
