@@ -10,6 +10,7 @@ from protopnet.errors import UserError, exit_with_a_sentence
 COMMANDS = {
     "prepare": "turn any source of images into shards",
     "train": "train a ProtoPNet, from images to a bundle",
+    "reproduce": "a table of runs: networks, black boxes, seeds, ensembles",
     "import_checkpoint": "a network of the ProtoPNet authors' code → a bundle",
     "evaluate": "how good a bundle is on labelled images",
     "explain": "why the model decides as it does, for a few images",

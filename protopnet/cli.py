@@ -32,7 +32,7 @@ from protopnet.config import Section
 from protopnet.errors import UserError
 from protopnet.settings_text import Positional, Repeated, Setting, changed_settings, flat, nearest, settings_of, shown
 
-__all__ = ["Positional", "Repeated", "changed_settings", "checked", "nearest", "parse"]
+__all__ = ["Positional", "Repeated", "changed_settings", "checked", "combined", "nearest", "parse", "read_yaml"]
 
 S = TypeVar("S", bound=Section)
 Known = Mapping[str, Setting]
@@ -48,11 +48,7 @@ def parse(settings_class: type[S], argv: Sequence[str] | None = None, *, descrip
     given, unknown = parser.parse_known_intermixed_args(list(_spelt(sys.argv[1:] if argv is None else argv, known)))
     if unknown:
         raise _first(_unknown_arguments(unknown, known))
-    values: dict[str, Any] = {}
-    origin: dict[str, str] = {}
-    for path, content in (layer for file in getattr(given, "config", []) for layer in _read(Path(file), known)):
-        values |= content
-        origin |= dict.fromkeys(content, f" in {path}")
+    values, origin = _of_files([Path(file) for file in getattr(given, "config", [])], known)
     texts = {name: _as_json(raw, known[name]) for name, raw in vars(given).items() if name in known and raw}
     values |= flat(options(parsed_args=texts)())
     return _validated(settings_class, known, values, origin | dict.fromkeys(texts, ""))
@@ -71,6 +67,16 @@ def checked(settings_class: type[S], given: S | Mapping[str, Any]) -> S:
             '{"compute.threads": 2}'
         )
     return _validated(settings_class, settings_of(settings_class), flat(given), {})
+
+
+def combined(settings_class: type[S], files: Sequence[Path], given: Sequence[Mapping[str, Any]]) -> S:
+    """Settings of YAML files and then of mappings, of which a later one wins. Raises `UserError` as `parse` does."""
+    known = settings_of(settings_class)
+    values, origin = _of_files(files, known)
+    for mapping in given:
+        values |= flat(mapping)
+        origin |= dict.fromkeys(flat(mapping), "")
+    return _validated(settings_class, known, values, origin)
 
 
 def _validated(settings_class: type[S], known: Known, values: Mapping[str, Any], origin: Mapping[str, str]) -> S:
@@ -165,21 +171,37 @@ def _as_json(raw: str | list[str], setting: Setting) -> str:
 # ------------------------------------------------------------------------------------------------ YAML
 
 
-def _read(path: Path, known: Known, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Files with their settings by dotted name: the one that this one `extends`, beside it, then this one."""
+def _of_files(files: Sequence[Path], known: Known) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values by dotted name, and in which file each is, as errors say it."""
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for path, content in (layer for file in files for layer in _read(file, known)):
+        values |= content
+        origin |= dict.fromkeys(content, f" in {path}")
+    return values, origin
+
+
+def read_yaml(path: Path, setting: str = "--config") -> dict[str, Any]:
+    """The content of a YAML file of `key: value` lines; `UserError` naming the setting where it isn't one."""
     try:  # not by YamlConfigSettingsSource, which takes a missing file for an empty one and a list of pairs for keys
         content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
     except FileNotFoundError:
-        raise UserError(f"--config {path}: there is no such file") from None
+        raise UserError(f"{setting} {path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: can't be read as text ({error})") from None
+        raise UserError(f"{setting} {path}: can't be read as text ({error})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"--config {path}: not valid YAML{where}: {getattr(error, 'problem', error)}") from None
+        raise UserError(f"{setting} {path}: not valid YAML{where}: {getattr(error, 'problem', error)}") from None
     if not isinstance(content, dict):
         kind = "list" if isinstance(content, list) else "single value"
-        raise UserError(f"--config {path}: expected `key: value` lines, found a {kind}")
+        raise UserError(f"{setting} {path}: expected `key: value` lines, found a {kind}")
+    return content
+
+
+def _read(path: Path, known: Known, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Files with their settings by dotted name: the one that this one `extends`, beside it, then this one."""
+    content = read_yaml(path)
     if base := content.pop("extends", None):
         if path in above:
             raise UserError(f"--config {path}: it extends itself; change extends")

@@ -75,9 +75,10 @@ class TerminalReporter:
 
 
 class LineReporter:
-    """One line when a stage ends, and one an epoch: quiet enough for a log file."""
+    """One line when a stage ends, and one an epoch: quiet enough for a log file. Each begins with the label."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str = "") -> None:
+        self.label = label
         self.stage = ""
 
     def begin(self, stage: str, images: int) -> None:
@@ -87,10 +88,10 @@ class LineReporter:
         pass
 
     def note(self, text: str) -> None:
-        print(f"{self.stage:<16} {text}", flush=True)
+        print(f"{self.label}{self.stage:<16} {text}", flush=True)
 
     def end(self, stage: str, seconds: float, text: str) -> None:
-        print(f"{stage:<16} {seconds:7.1f} s  {text}", flush=True)
+        print(f"{self.label}{stage:<16} {seconds:7.1f} s  {text}", flush=True)
 
     def close(self) -> None:
         pass

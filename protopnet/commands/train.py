@@ -13,10 +13,9 @@ from protopnet.config import RunSettings
 from protopnet.errors import exit_with_a_sentence
 from protopnet.plan import PlanSettings, arguments, this_cluster
 from protopnet.progress import make_reporter
-from protopnet.training.execute import execute
 from protopnet.training.forecast import plan_run
 from protopnet.training.run import Run
-from protopnet.training.summary import FinishedRun, conclude
+from protopnet.training.summary import FinishedRun, complete
 
 
 class TrainJobSettings(RunSettings):
@@ -27,12 +26,7 @@ class TrainJobSettings(RunSettings):
 
 def train(settings: RunSettings | Mapping[str, Any]) -> FinishedRun:
     """Train a network, or go on where the run of these settings was cut off. `UserError` for what is wrong with them."""
-    run = Run(checked(RunSettings, settings), make_reporter())
-    try:
-        execute(run)
-    finally:
-        run.reporter.close()
-    return conclude(run)
+    return complete(Run(checked(RunSettings, settings), make_reporter()))
 
 
 @exit_with_a_sentence

@@ -17,6 +17,7 @@ from protopnet.quality.card import write_card
 from protopnet.quality.table import quality_table
 from protopnet.tables import read_table
 from protopnet.training.examples import explained_examples
+from protopnet.training.execute import execute
 from protopnet.training.report import RunReport, StageReport, write_report
 from protopnet.training.run import Result, Run
 from protopnet.words import duration, percent
@@ -43,6 +44,15 @@ class FinishedRun:
         right = f"{percent(accuracy)} of the test images right" if accuracy is not None else "no test images"
         verdict = f"{self.summary['name']}: {right}, {duration(self.summary['seconds'])}"
         return f"{verdict}\nreport  {self.report}\nbundle  {self.bundle}"
+
+
+def complete(run: Run) -> FinishedRun:
+    """Bring a run to its end from wherever it is. Errors as `execute`."""
+    try:
+        execute(run)
+    finally:
+        run.reporter.close()
+    return conclude(run)
 
 
 def conclude(run: Run) -> FinishedRun:
