@@ -136,7 +136,7 @@ def _ensemble_figures(
         found = [by_run.get((row, seed)) for seed in chosen for row in ensemble.members]
         lost = [outcome.folder.rsplit("/", 1)[-1] for outcome in found if outcome is not None and outcome.failure]
         if lost:
-            failure = f"its member {lost[0]} failed"
+            failure = failure or f"its member {lost[0]} failed"
             continue
         whole = [outcome for outcome in found if outcome is not None]
         if len(whole) < len(found):
@@ -144,7 +144,7 @@ def _ensemble_figures(
         try:
             accuracies.append(ensemble_metrics([outcome.evaluation for outcome in whole])["top1"])
         except UserError as error:
-            failure = str(error)
+            failure = failure or str(error)
     alone = [rows[row]["accuracy"]["mean"] for row in ensemble.members if rows[row]["accuracy"]["mean"] is not None]
     accuracy = _spread(accuracies)
     best = max(alone, default=None)
