@@ -25,6 +25,13 @@ def names(text: str) -> set[str]:
     return {word for word in re.findall(r"`([^`]+)`", text) if re.fullmatch(r"[\w.*<>-]+", word)}
 
 
+def in_block(text: str) -> set[str]:
+    """Names at the start of the lines of a block of files, below its first line."""
+    block = re.search(r"(?:^|\n) *\S+/\n((?:      \S.*(?:\n|$))+)", text)
+    assert block, text
+    return {re.split(r"\s{2,}", line.strip())[0] for line in block[1].splitlines()}
+
+
 def rows(text: str, header: str) -> dict[str, str]:
     """First cell and the rest of each row of the table whose first column has this header."""
     table = text.split(f"| {header} |", 1)[1].split("\n\n")[0].splitlines()[2:]

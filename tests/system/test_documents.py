@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from documents import ROOT, Command, commands, first_column, names, rows, section
+from documents import ROOT, Command, commands, first_column, in_block, names, rows, section
 from running_jobs import Jobs, Left, Scored, TrainedRun
 
 
@@ -25,13 +25,6 @@ def keys(path: Path) -> set[str]:
 
 def listed(folder: Path) -> set[str]:
     return {path.name + "/" * path.is_dir() for path in folder.iterdir()}
-
-
-def in_block(text: str) -> set[str]:
-    """Names at the start of the lines of a block of files, below its first line."""
-    block = re.search(r"(?:^|\n) *\S+/\n((?:      \S.*(?:\n|$))+)", text)
-    assert block, text
-    return {re.split(r"\s{2,}", line.strip())[0] for line in block[1].splitlines()}
 
 
 class TestFormats:

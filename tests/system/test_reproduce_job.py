@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
+from documents import first_column, in_block, names, section
 from ray_processes import descendants, wait_for
 from running_jobs import TINY, Jobs, Left
 
@@ -126,6 +127,14 @@ def test_an_ensemble_is_what_its_bundles_say_together(made: Left) -> None:
         right.append(float(np.mean(predicted == rows["label"].to_numpy())))
     assert both["accuracy"]["mean"] == pytest.approx(np.mean(right))
     assert (with_lost["accuracy"]["count"], with_lost["failure"]) == (0, "its member lost-seed0 failed")
+
+
+def test_its_files_are_as_documented(made: Left) -> None:
+    text, figures = section("Table"), figures_of(made.folder)
+    assert {"table.json", "table.md", "table.html", "data/", "<row>-seed<k>/"} == in_block(text)
+    assert set(figures) | set(figures["rows"][0]["runs"][0]) | set(figures["rows"][0]["accuracy"]) <= names(text)
+    assert set().union(*figures["rows"]) == first_column(text, "key of `rows`")
+    assert set().union(*figures["ensembles"]) == first_column(text, "key of `ensembles`")
 
 
 def test_for_people(made: Left) -> None:
