@@ -6,13 +6,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-import torch
 
 from protopnet import storage
 from protopnet.errors import UserError
 from protopnet.experiments.table import Ensemble, Published, Row, Table
-from protopnet.predictor import sum_up
-from protopnet.quality.classification import classification_metrics
 from protopnet.quality.table import METRICS
 from protopnet.tables import read_table
 
@@ -142,7 +139,7 @@ def _ensemble_figures(
         if len(whole) < len(found):
             continue
         try:
-            accuracies.append(ensemble_metrics([outcome.evaluation for outcome in whole])["top1"])
+            accuracies.append(ensemble_accuracy([outcome.evaluation for outcome in whole]))
         except UserError as error:
             failure = failure or str(error)
     alone = [rows[row]["accuracy"]["mean"] for row in ensemble.members if rows[row]["accuracy"]["mean"] is not None]
@@ -160,8 +157,8 @@ def _ensemble_figures(
     }
 
 
-def ensemble_metrics(evaluations: Sequence[str]) -> dict[str, Any]:
-    """Metrics of bundles as an ensemble, from the logits of the evaluations in these folders: their sum, as
+def ensemble_accuracy(evaluations: Sequence[str]) -> float:
+    """Accuracy of bundles as an ensemble, from the logits of the evaluations in these folders: their sum, as
     `Predictor` takes it. `UserError` unless all looked at the same images, with the same classes."""
     tables, classes = [], []
     for folder in evaluations:
@@ -176,5 +173,5 @@ def ensemble_metrics(evaluations: Sequence[str]) -> dict[str, Any]:
             raise UserError(
                 "the members of an ensemble were tested on other images or classes; give them the same data"
             )
-    logits_MnK = [torch.from_numpy(np.stack(table["logits"].to_numpy()).astype(np.float32)) for table in tables]
-    return classification_metrics(sum_up(logits_MnK).logits_BK.numpy(), first["label"].to_numpy(), classes[0])
+    logits_MnK = np.stack([np.stack(table["logits"].to_numpy()) for table in tables])
+    return float(np.mean(logits_MnK.sum(0).argmax(1) == first["label"].to_numpy()))

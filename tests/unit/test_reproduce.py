@@ -12,7 +12,7 @@ from protopnet import storage
 from protopnet.commands.reproduce import ReproduceSettings, chosen
 from protopnet.datasets.open import open_dataset
 from protopnet.errors import UserError
-from protopnet.experiments.figures import Outcome, ensemble_metrics, failures, read_outcome, table_figures
+from protopnet.experiments.figures import Outcome, ensemble_accuracy, failures, read_outcome, table_figures
 from protopnet.experiments.shared_data import on_shared_data
 from protopnet.experiments.table import Table, given_settings, members, read_table_file
 from protopnet.experiments.text import as_markdown, as_page
@@ -219,7 +219,7 @@ class TestFigures:
     def test_members_of_other_data_are_no_ensemble(self, outcomes: dict[str, list[Outcome]], tmp_path: Path) -> None:
         other = leave(tmp_path, "net", 0, 0.5, ["Cardinal", "Jay", "Robin"])
         with pytest.raises(UserError, match="other images or classes"):
-            ensemble_metrics([outcomes["net"][0].evaluation, other.evaluation])
+            ensemble_accuracy([outcomes["net"][0].evaluation, other.evaluation])
 
     def test_nothing_yet(self) -> None:
         figures = table_figures(Table.model_validate(TABLE), {})
