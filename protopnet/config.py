@@ -18,6 +18,32 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class IntensitySettings(Section):
+    """Which values of grey images of more than 8 bits become black and white; those of 8 bits are as they are.
+
+    Where neither is given: 0 and the largest value of the file's bits (12 bits in a file of 16 are known by their
+    values), or a DICOM's own window; of floats and of negative values the file's own range.
+    """
+
+    window: tuple[float, float] | None = Field(None, description="the values that become black and white, as 0,4095")
+    percentiles: tuple[float, float] | None = Field(
+        None, description="the same as percentiles of each image's own values, as 1,99"
+    )
+
+    @model_validator(mode="after")
+    def _one_that_rises(self) -> "IntensitySettings":
+        if self.window is not None and self.percentiles is not None:
+            raise ValueError("data.intensity has both window and percentiles: expected one of them")
+        for name, pair in (("window", self.window), ("percentiles", self.percentiles)):
+            if pair is not None and not pair[0] < pair[1]:
+                raise ValueError(
+                    f"data.intensity.{name}: {pair[0]:g},{pair[1]:g} is not valid; expected the lower first"
+                )
+        if self.percentiles is not None and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError("data.intensity.percentiles: expected two numbers from 0 to 100")
+        return self
+
+
 class DataSettings(Section):
     """Where the images come from."""
 
@@ -46,6 +72,9 @@ class DataSettings(Section):
     )
     max_pixels: int = Field(
         50_000_000, ge=1, description="images with more pixels than this are refused (decompression bombs)"
+    )
+    intensity: IntensitySettings = Field(
+        IntensitySettings(), description="which values become black and white in grey images of more than 8 bits"
     )
     duplicates: Literal["warn", "refuse", "drop"] = Field(
         "warn",

@@ -13,6 +13,11 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
+from protopnet import intensity as intensities
+from protopnet.colour import in_srgb
+from protopnet.config import IntensitySettings
+from protopnet.intensity import AS_THE_FILE_SAYS
+
 if TYPE_CHECKING:
     import torch
 
@@ -54,6 +59,7 @@ class Preprocessing(BaseModel):
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     resize: Literal["bilinear"] = "bilinear"  # antialiased, aspect ratio not kept
+    intensity: IntensitySettings = AS_THE_FILE_SAYS
 
 
 class BadImage(Exception):
@@ -65,9 +71,16 @@ class BadImage(Exception):
         self.kind = kind
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
-    """Decode to a PIL image of mode RGB, turned as EXIF says, see-through parts on white, first frame.
+def decode(
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    at_least: int | None = None,
+    intensity: IntensitySettings = AS_THE_FILE_SAYS,
+) -> Image.Image:
+    """Decode to a PIL image of mode RGB in sRGB, turned as EXIF says, see-through parts on white, first frame.
 
+    intensity: that of the network's `Preprocessing`, for all that a network or a person is to see.
     at_least: a JPEG may be decoded at a half, quarter or eighth of its size (several times faster) as long as
     both sides stay at least twice this many pixels.
     """
@@ -76,7 +89,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = 
         if at_least is not None:
             image.draft(None, (2 * at_least, 2 * at_least))
         image.load()
-        return _turned(_as_rgb(image), _orientation(image, data))
+        return _turned(_as_rgb(image, data, intensity), _orientation(image, data))
     except BadImage:
         raise
     except Exception as error:  # PIL's decoders raise whatever damaged data makes them stumble over
@@ -104,9 +117,11 @@ def resize(image: Image.Image, size: int) -> np.ndarray:
     return np.array(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def load(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def load(
+    data: bytes, size: int, max_pixels: int = MAX_PIXELS, intensity: IntensitySettings = AS_THE_FILE_SAYS
+) -> np.ndarray:
     """(size, size, 3) uint8: what every path without augmentation feeds the network."""
-    return resize(decode(data, max_pixels=max_pixels), size)
+    return resize(decode(data, max_pixels=max_pixels, intensity=intensity), size)
 
 
 def normalise(pixels_BHWC: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tensor":
@@ -178,16 +193,26 @@ def _turned_size(image: Image.Image, data: bytes) -> tuple[int, int]:
         raise _damaged(error) from error
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    if image.mode.startswith("I"):
-        return _from_integers(image)
-    if image.mode in ("F", "LAB", "HSV"):
-        raise BadImage(f"colour mode {image.mode} isn't supported; save it with 8 or 16 bits a channel")
+def _as_rgb(image: Image.Image, data: bytes, intensity: IntensitySettings) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        try:
+            return intensities.grey(image, data, intensity).convert("RGB")
+        except ValueError as error:
+            raise BadImage(str(error)) from error
+    if image.mode in ("LAB", "HSV"):
+        raise BadImage(f"colour mode {image.mode} isn't supported; save it as RGB")
+    if image.mode == "CMYK":
+        image = in_srgb(image)
+    profile = image.info.get("icc_profile")
     if image.has_transparency_data:
-        return _on_white(image)
-    return image.convert("RGB")  # grey, palette, CMYK (inverted as Adobe writes it in JPEG), YCbCr
+        image = _on_white(image)
+    elif image.mode != "RGB":
+        image = image.convert("RGB")  # grey, palette, CMYK (inverted as Adobe writes it in JPEG), YCbCr
+    if profile:
+        image.info["icc_profile"] = profile
+        image = in_srgb(image)
+        image.info.pop("icc_profile", None)  # whoever writes these pixels writes sRGB
+    return image
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -199,14 +224,3 @@ def _on_white(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
         on_white.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
     return on_white
-
-
-def _from_integers(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits: 65535 becomes 255, where PIL's own conversion would cut off at 255."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise BadImage("pixels of 32 bits have no defined brightness; save it with 8 or 16 bits a channel")
-    tags = getattr(image, "tag_v2", {})
-    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
-        values = 65535 - values  # "white is zero", which PIL minds for 8 bits only
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")

@@ -63,6 +63,7 @@ class Predictor:
         self.bundles, self.shown = list(bundles), shown or Shown()
         self.classes: list[str] = list(bundles[0].info.classes)
         self.inputs: list[Preprocessing] = [bundle.info.preprocessing for bundle in bundles]
+        self.intensity = self.inputs[0].intensity
         self.sizes: tuple[int, ...] = tuple(dict.fromkeys(wanted.size for wanted in self.inputs))
         self.trust = Trust.of([bundle.info.calibration for bundle in bundles])
 
@@ -162,12 +163,14 @@ def _padded(images_B3HW: torch.Tensor, size: int | None) -> torch.Tensor:
 
 
 def check_one_task(infos: Sequence[BundleInfo]) -> None:
-    """`UserError` unless these bundles can be an ensemble: the same classes in the same order."""
+    """`UserError` unless these bundles can be an ensemble: the same classes in the same order, the same intensities."""
     if not infos:
         raise UserError("a predictor needs at least one bundle")
     for info in infos[1:]:
         if info.classes != infos[0].classes:
             raise UserError("the bundles of an ensemble must have the same classes in the same order")
+        if info.preprocessing.intensity != infos[0].preprocessing.intensity:
+            raise UserError("the bundles of an ensemble must have been trained with the same data.intensity")
 
 
 def _scored(bundle: Bundle, images_B3HW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

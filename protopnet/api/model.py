@@ -108,7 +108,10 @@ class Model:
         return Album(self.predictor.explainer)
 
     def _batches(self, images: Photo | Iterable[Photo]) -> Iterator[list[Opened]]:
-        opened = (open_photo(image, place, self.max_pixels) for place, image in enumerate(each(images)))
+        opened = (
+            open_photo(image, place, self.max_pixels, self.predictor.intensity)
+            for place, image in enumerate(each(images))
+        )
         while batch := list(islice(opened, BATCH)):
             yield batch
 

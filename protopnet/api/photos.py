@@ -14,12 +14,15 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from protopnet import imaging, storage
+from protopnet.config import IntensitySettings
 from protopnet.errors import UserError
 
 Photo: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any]
 """One image: a path or `s3://…`, the bytes of a file, a PIL image, or an array: H x W, H x W x 3 or H x W x 4."""
 
-_EXPECTED = "a path, the bytes of a file, a PIL image, or an array: H x W x 3 or 4 of uint8, H x W of uint8 or uint16"
+_EXPECTED = (
+    "a path, the bytes of a file, a PIL image, or an array: H x W x 3 or 4 of uint8, H x W of uint8, uint16, float32"
+)
 # PNG keeps what these modes hold, with the transparency of a palette; TIFF keeps the others.
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
@@ -46,7 +49,7 @@ def each(given: Photo | Iterable[Photo]) -> Iterable[Photo]:
     return given
 
 
-def open_photo(given: Photo, place: int, max_pixels: int) -> Opened:
+def open_photo(given: Photo, place: int, max_pixels: int, intensity: IntensitySettings) -> Opened:
     """Decode an image. place: among those given, from 0. `UserError` for what is no image or can't be read."""
     if isinstance(given, str | os.PathLike):
         name = os.fspath(given)
@@ -55,7 +58,7 @@ def open_photo(given: Photo, place: int, max_pixels: int) -> Opened:
         name = f"image {place + 1}"
         data = given if isinstance(given, bytes) else _encoded(given, name)
     try:
-        return Opened(name, imaging.decode(data, max_pixels=max_pixels))
+        return Opened(name, imaging.decode(data, max_pixels=max_pixels, intensity=intensity))
     except imaging.BadImage as bad:
         raise UserError(f"{name} can't be used: {bad.reason}") from bad
 

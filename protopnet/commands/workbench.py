@@ -122,7 +122,7 @@ def prepare(bundle: Bundle, corrector: Corrector, log: DecisionLog, settings: Wo
         print("the last decision was cut off while it was written down, and was not taken", flush=True)
     if log.done:
         print(f"goes on with {len(log.done)} decisions from before", flush=True)
-    catalogue = Catalogue(folder / "audit", dataset, corrector.known.grid, options.max_pixels)
+    catalogue = Catalogue(folder / "audit", dataset, corrector.known.grid, trained.data)
 
     def make_bundle() -> str:
         output = str(folder / "bundle")

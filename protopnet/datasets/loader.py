@@ -130,7 +130,7 @@ class _Pictures:
             table[name].to_numpy() for name in ("image_id", "label", "width", "height")
         )
         self.seed, self.augment, self.size = settings.seed, settings.augment, settings.model.image_size
-        self.max_pixels = settings.data.max_pixels
+        self.max_pixels, self.intensity = settings.data.max_pixels, settings.data.intensity
         self.reader = ImageReader(cache_groups)
         self.cache = _Cache(cache_bytes)
         self.pin = pin
@@ -163,7 +163,7 @@ class _Pictures:
         """The image with both sides at least twice the network's, but no more than is good for."""
         if isinstance(data, imaging.BadImage):
             raise data
-        image = imaging.decode(data, max_pixels=self.max_pixels, at_least=self.size)
+        image = imaging.decode(data, max_pixels=self.max_pixels, at_least=self.size, intensity=self.intensity)
         factor = min(image.size) // (2 * self.size)
         image = image.reduce(factor) if factor > 1 else image
         self.cache.put(index, image)

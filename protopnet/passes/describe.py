@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import torch
 
 from protopnet import imaging
+from protopnet.config import IntensitySettings
 from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import Dataset
 from protopnet.model.boxes import activation_boxes, receptive_field_boxes, scale_boxes
@@ -74,7 +75,7 @@ class DescribeTask(NetworkTask):
         maps_pHW = similarity(distances_pHW, network.kind, network.epsilon).cpu()
         fields = receptive_field_boxes(cells, self.field, size, (prototypes_pDhw.shape[2], prototypes_pDhw.shape[3]))
         shape = (size, image["width"], image["height"])
-        small = thumbnail(encoded, self.max_pixels)
+        small = thumbnail(encoded, self.max_pixels, self.preprocessing.intensity)
         labels = network.prototype_class[indices].tolist()
         columns = {
             "prototype": indices,
@@ -110,9 +111,13 @@ class DescribeTask(NetworkTask):
                 )
 
 
-def thumbnail(encoded: bytes, max_pixels: int = imaging.MAX_PIXELS) -> bytes:
+def thumbnail(
+    encoded: bytes,
+    max_pixels: int = imaging.MAX_PIXELS,
+    intensity: IntensitySettings = imaging.AS_THE_FILE_SAYS,
+) -> bytes:
     """A small JPEG of an encoded image, its aspect ratio kept."""
-    image = imaging.decode(encoded, max_pixels=max_pixels, at_least=THUMBNAIL_SIDE)
+    image = imaging.decode(encoded, max_pixels=max_pixels, at_least=THUMBNAIL_SIDE, intensity=intensity)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     sink = io.BytesIO()
     image.save(sink, "JPEG", quality=88)

@@ -84,7 +84,7 @@ class _ImageWorker:
         self.device = torch.device("cuda" if options.plan.gpus else "cpu")
         self.task = task.to(self.device)
         self.options = options
-        pixels = partial(_pixels, size=self.task.preprocessing.size, options=options)
+        pixels = partial(_pixels, preprocessing=self.task.preprocessing, options=options)
         self.feed = manifest_feed(pixels, max(2, options.plan.threads))
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -121,15 +121,18 @@ def _envelope(images: int, payload: bytes, error: str | None) -> pa.Table:
     )
 
 
-def _pixels(data: bytes | imaging.BadImage, row: dict[str, Any], size: int, options: PassOptions) -> np.ndarray:
+def _pixels(
+    data: bytes | imaging.BadImage, row: dict[str, Any], preprocessing: Preprocessing, options: PassOptions
+) -> np.ndarray:
     """Pixels of one image; `UserError` if it can't be read any more."""
+    size, intensity = preprocessing.size, preprocessing.intensity
     number = row.get("copy", PLAIN)
     try:
         if isinstance(data, imaging.BadImage):
             raise data
         if number == PLAIN or options.augment is None:
-            return imaging.load(data, size, options.max_pixels)
-        image = imaging.decode(data, max_pixels=options.max_pixels, at_least=size)
+            return imaging.load(data, size, options.max_pixels, intensity)
+        image = imaging.decode(data, max_pixels=options.max_pixels, at_least=size, intensity=intensity)
     except imaging.BadImage as bad:
         raise UserError(changed(row["uri"], bad.reason)) from bad
     random = np.random.default_rng((options.seed, number, row["image_id"]))

@@ -46,7 +46,7 @@ class ScoreActor:
         predictor: Predictor = ray.get(predictor_ref).to(device)
         self.work, self.log = work, log
         self.scorer = Scorer(predictor, work.options, device)
-        decode = partial(look, sizes=predictor.sizes, max_pixels=work.options.max_pixels)
+        decode = partial(look, sizes=predictor.sizes, max_pixels=work.options.max_pixels, intensity=predictor.intensity)
         self.feed = manifest_feed(decode, max(2, plan.threads))
         self.reported = 0.0
         log.put.remote({"ready": time.time()})

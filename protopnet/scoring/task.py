@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 
 from protopnet import imaging
-from protopnet.config import Threshold
+from protopnet.config import IntensitySettings, Threshold
 from protopnet.evidence.ranking import Ranking
 from protopnet.imaging import BadImage
 from protopnet.predictor import Images, Precision, Predictor, Scores, sum_up
@@ -45,12 +45,18 @@ class ScoreOptions:
     max_pixels: int = imaging.MAX_PIXELS
 
 
-def look(data: bytes | BadImage, row: dict[str, Any], sizes: Sequence[int], max_pixels: int) -> Picture | BadImage:
+def look(
+    data: bytes | BadImage,
+    row: dict[str, Any],
+    sizes: Sequence[int],
+    max_pixels: int,
+    intensity: IntensitySettings = imaging.AS_THE_FILE_SAYS,
+) -> Picture | BadImage:
     """The same pixels as `imaging.load` gives, in each size, or why there are none."""
     try:
         if isinstance(data, BadImage):
             raise data
-        image = imaging.decode(data, max_pixels=max_pixels)
+        image = imaging.decode(data, max_pixels=max_pixels, intensity=intensity)
         return Picture({size: imaging.resize(image, size) for size in sizes}, *image.size)
     except BadImage as bad:
         return BadImage(bad.reason.replace("data.max_pixels", "max_pixels"))

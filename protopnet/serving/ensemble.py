@@ -66,6 +66,7 @@ class Ensemble:
         self.classes = self.infos[0].classes
         self.trust = Trust.of([info.calibration for info in self.infos])
         self.sizes = tuple(dict.fromkeys(info.preprocessing.size for info in self.infos))
+        self.intensity = self.infos[0].preprocessing.intensity
         self.hash = combined_hash(self.refs)
         self.explainer: Explainer | None = _explainer(heads, shown)
         self.map_cells = max(head.map_cells() for head in heads) if self.explainer else 0

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from starlette.requests import Request
 
+from protopnet.config import IntensitySettings
 from protopnet.imaging import BYTES_A_PIXEL
 from protopnet.serving.bodies import read_body
 from protopnet.serving.memory import Memory, trim
@@ -23,10 +24,10 @@ CheckBudget = Callable[[int], None]  # of a request with so many images; raises 
 
 
 class Reception:
-    """Of one ingress replica. `sizes`: in pixels of the members' inputs."""
+    """Of one ingress replica. `sizes`: in pixels of the members' inputs; `intensity`: theirs, too."""
 
-    def __init__(self, settings: AppSettings, sizes: Sequence[int]) -> None:
-        self._settings, self._sizes = settings, sizes
+    def __init__(self, settings: AppSettings, sizes: Sequence[int], intensity: IntensitySettings) -> None:
+        self._settings, self._sizes, self._intensity = settings, sizes, intensity
         self._bodies = Memory(settings.ingress.body_memory, "what is being sent")
         # Small images have a part of the memory to themselves, and never wait for large ones.
         small = settings.ingress.decode_memory // SMALL_PART
@@ -84,7 +85,7 @@ class Reception:
 
     def _decode_now(self, upload: Upload, size: int) -> Picture:
         try:
-            return decode(upload, self._sizes, self._settings)
+            return decode(upload, self._sizes, self._settings, self._intensity)
         finally:
             if size >= _LARGE:
                 trim()

@@ -40,7 +40,7 @@ class Service:
         self.settings, self.ensemble, self.metrics = settings, ensemble, metrics
         self.catalogue = Catalogue(ensemble, settings)
         self._ready = list(ready)
-        self._reception = Reception(settings, ensemble.sizes)
+        self._reception = Reception(settings, ensemble.sizes, ensemble.intensity)
         threads = settings.ingress.threads
         self._explaining = ThreadPoolExecutor(threads, "explain", initializer=torch.set_num_threads, initargs=(1,))
 

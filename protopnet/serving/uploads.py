@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from protopnet import imaging
+from protopnet.config import IntensitySettings
 from protopnet.serving.refusals import Refusal
 from protopnet.serving.settings import AppSettings
 
@@ -62,9 +64,14 @@ def measure(uploads: Sequence[Upload], settings: AppSettings) -> list[int]:
     return pixels
 
 
-def decode(upload: Upload, sizes: Sequence[int], settings: AppSettings) -> Picture:
+def decode(
+    upload: Upload,
+    sizes: Sequence[int],
+    settings: AppSettings,
+    intensity: IntensitySettings = imaging.AS_THE_FILE_SAYS,
+) -> Picture:
     """To the inputs of the members; runs in any thread. Raises `Refusal`."""
-    image = _or_refused(upload, settings, imaging.decode)
+    image = _or_refused(upload, settings, partial(imaging.decode, intensity=intensity))
     pixels = {size: imaging.resize(image, size) for size in sizes}
     return Picture(upload.file, image.width, image.height, pixels)
 

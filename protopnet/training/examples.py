@@ -48,7 +48,10 @@ def explained_examples(
         return [], {}
     places = np.searchsorted(dataset.table["image_id"].to_numpy(), image_ids)
     rows = dataset.table.take(places)
-    photos = [imaging.decode(data, max_pixels=max_pixels) for data in ImageReader().read(rows, range(len(rows)))]
+    photos = [
+        imaging.decode(data, max_pixels=max_pixels, intensity=predictor.intensity)
+        for data in ImageReader().read(rows, range(len(rows)))
+    ]
     labels = rows["label"].to_pylist()
     explanations = predictor.explain(
         predictor.look_at(photos),

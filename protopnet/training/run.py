@@ -116,6 +116,8 @@ class Run:
         """The network with the tensors of a finished stage, or as it is before the first one."""
         torch.manual_seed(self.settings.seed)
         network = build_network(self.settings.model, len(self.dataset.classes), start_weights=state_uri is None)
+        backbone = network.backbone
+        backbone.preprocessing = backbone.preprocessing.model_copy(update={"intensity": self.settings.data.intensity})
         if state_uri is not None:
             network.load_state_dict(load_state(state_uri))
         return network

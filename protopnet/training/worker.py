@@ -273,7 +273,7 @@ def _pixels(data: bytes | imaging.BadImage, row: dict[str, Any], settings: RunSe
     try:
         if isinstance(data, imaging.BadImage):
             raise data
-        return imaging.load(data, settings.model.image_size, settings.data.max_pixels)
+        return imaging.load(data, settings.model.image_size, settings.data.max_pixels, settings.data.intensity)
     except imaging.BadImage as bad:
         raise UserError(changed(row["uri"], bad.reason)) from bad
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from protopnet import imaging
 from protopnet.auditing.draft import Place
 from protopnet.auditing.findings import KINDS, SEVERITIES
+from protopnet.config import DataSettings
 from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
@@ -26,11 +27,11 @@ _HEAT_SIDE = 32  # pixels of a heat map; the browser enlarges it
 
 
 class Catalogue:
-    """Of one bundle and its data. audit: folder of its audit. grid: rows and columns of patches."""
+    """Of one bundle and its data. audit: folder of its audit. grid: rows and columns of patches. data: of its training."""
 
-    def __init__(self, audit: Path, dataset: Dataset, grid: tuple[int, int], max_pixels: int) -> None:
+    def __init__(self, audit: Path, dataset: Dataset, grid: tuple[int, int], data: DataSettings) -> None:
         self.names = readable_names(dataset.classes)
-        self.classes, self.grid, self._max_pixels = dataset.classes, grid, max_pixels
+        self.classes, self.grid, self._data = dataset.classes, grid, data
         self._images = dataset.table.filter(pc.not_equal(dataset.table["split"], "test")).combine_chunks()
         self._row_of = {image_id: row for row, image_id in enumerate(self._images["image_id"].to_pylist())}
         self._reader = ImageReader()
@@ -87,7 +88,7 @@ class Catalogue:
         """A small picture of it."""
         encoded = self._reader.read(self._images.slice(self._row_number(image_id), 1), [0])[0]
         try:
-            return thumbnail(encoded, self._max_pixels)
+            return thumbnail(encoded, self._data.max_pixels, self._data.intensity)
         except imaging.BadImage as bad:
             raise UserError(f"image {image_id} can't be read any more: {bad.reason}") from None
 

@@ -16,6 +16,7 @@ from protopnet.auditing.audit import audit_bundle
 from protopnet.auditing.audit_files import write_audit
 from protopnet.auditing.findings import AuditSettings
 from protopnet.auditing.prune import Corrector
+from protopnet.config import DataSettings
 from protopnet.errors import UserError
 from protopnet.serving.keys import Keys
 from protopnet.workbench.app import create_app
@@ -84,7 +85,9 @@ def connect(prepared: tuple[Corrector, Path], tmp_path: Path) -> Iterator[Connec
         cache = Cache.load(folder / "cache", "here", corrector.dataset, corrector.trained.last_layer)
         assert cache is not None
         sessions.append(Session(corrector, cache, DecisionLog(tmp_path / "decisions.jsonl"), OPTIONS))
-        catalogue = Catalogue(folder / "audit", corrector.dataset, corrector.known.grid, 1_000_000)
+        catalogue = Catalogue(
+            folder / "audit", corrector.dataset, corrector.known.grid, DataSettings(max_pixels=1_000_000)
+        )
         bench = Workbench(sessions[-1], catalogue, Desk(), tmp_path, lambda: "the/new/bundle")
         return TestClient(create_app(bench, Keys(str(token_file) if token_file else None)))
 
