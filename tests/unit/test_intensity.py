@@ -11,6 +11,7 @@ from profiles import display_p3
 
 import protopnet
 from protopnet.api.photos import open_photo
+from protopnet.budget import PassPlan
 from protopnet.config import IntensitySettings, RunSettings
 from protopnet.datasets.folders import scan_folder
 from protopnet.datasets.loader import TrainLoader
@@ -19,14 +20,16 @@ from protopnet.imaging import BadImage, Preprocessing, decode
 from protopnet.model.bundle import load_bundle, save_bundle
 from protopnet.model.network import build_network
 from protopnet.passes import image_pass
-from protopnet.passes.image_pass import PassOptions
 from protopnet.passes.describe import thumbnail
+from protopnet.passes.image_pass import PassOptions
 from protopnet.predictor import Predictor
+from protopnet.progress import LineReporter
 from protopnet.scoring.task import Picture, look
 from protopnet.serving.settings import AppSettings
 from protopnet.serving.uploads import Upload
 from protopnet.serving.uploads import decode as decode_upload
 from protopnet.training import worker
+from protopnet.training.run import Run
 
 
 def tiff(values: Any, dtype: Any, **tags: int) -> bytes:
@@ -132,10 +135,15 @@ def test_training_sees_it_so_with_and_without_augmentation(tmp_path: Path) -> No
     assert set(pixels_BHWC.unique().tolist()) == {128}
     row, encoded = dataset.table.to_pylist()[0], tiff([500] * 64, np.uint16)
     for recipe, copy in ((None, -1), (settings.augment, 0)):
-        options = PassOptions(plan_pass(settings.compute), augment=recipe)
-        pixels_HWC = image_pass._pixels(encoded, row | {"copy": copy}, Preprocessing(size=32, intensity=WINDOW), options)
+        options = PassOptions(PassPlan(1, 1, 1.0, 1), augment=recipe)
+        pixels_HWC = image_pass._pixels(
+            encoded, row | {"copy": copy}, Preprocessing(size=32, intensity=WINDOW), options
+        )
         assert set(np.unique(pixels_HWC)) == {128}
     assert set(np.unique(worker._pixels(encoded, row, settings))) == {128}
+    run = Run(RunSettings.model_validate({"name": "mine", "storage": str(tmp_path), "data": data}), LineReporter())
+    dataset.save(run.dataset_uri)
+    assert run.network().preprocessing.intensity == WINDOW
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
