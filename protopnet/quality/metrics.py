@@ -60,7 +60,8 @@ class Drawn:
 class Observation:
     """What the metrics need of one image with key points. Places: (y, x) in fractions of the image, NaN nowhere.
 
-    own: the prototypes of the image's true class, where they see themselves, and where once there is noise.
+    own: the prototypes of the image's true class, where they see themselves, and where once there is noise; contrast: how
+    far the similarity there is above the mean of the map.
     evidence: those with the most points (more than 0) for the predicted class, most first, and where. nearest: the
     prototypes for which this may be among the most similar images, how similar, and the middle of the patch.
     """
@@ -72,6 +73,7 @@ class Observation:
     own: Sequence[int]
     own_places: np.ndarray
     own_places_noisy: np.ndarray
+    own_contrast: Sequence[float]
     evidence_places: np.ndarray
     nearest: Sequence[int]
     nearest_similarity: Sequence[float]
@@ -97,11 +99,13 @@ def part_quality(
     names = sorted({point.part for o in seen for point in o.points})
     hits_PS, visible_PS = np.zeros((2, prototypes, len(names)), dtype=np.int64)
     images_P, same_P = np.zeros((2, prototypes), dtype=np.int64)
+    contrast_P = np.zeros(prototypes)
     for o in seen:
         own, near_NS = list(o.own), parts_near(o.own_places, o.points, names, BOX)
         hits_PS[own] += near_NS
         visible_PS[own] += visible(o.points, names)
         images_P[own] += 1
+        contrast_P[own] += o.own_contrast
         same_P[own] += (near_NS == parts_near(o.own_places_noisy, o.points, names, BOX)).all(1)
     part_P, ratio_P = _most_often(hits_PS, visible_PS, images_P)
     stability_P = _ratio(same_P, images_P)
@@ -111,6 +115,7 @@ def part_quality(
         "consistency": _over_prototypes(np.where(np.isnan(ratio_P), np.nan, ratio_P >= CONSISTENT)),
         "stability": _over_prototypes(stability_P),
         "purity": _purity_summary(purity_P),
+        "contrast": _over_prototypes(_ratio(contrast_P, images_P)),
         "pointing": pointing(seen),
         **(_truth(seen, distinguishing_K) if distinguishing_K is not None else {}),
     }

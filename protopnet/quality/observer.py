@@ -6,7 +6,7 @@ looked at for their curves. What is drawn at random comes from the seed and the 
 Legend: B images, n of them with key points, P prototypes, K classes, U pairs (image, prototype).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,7 @@ class Observer:
             latent_nDHW = view.latent_BDHW[with_points]
             _put(seen, "own", own)
             _put(seen, "own_places", self._peaks(latent_nDHW, own))
+            _put(seen, "own_contrast", self._contrasts(latent_nDHW, own))
             _put(seen, "own_places_noisy", self._peaks(noisy.latent_BDHW, own))
             _put(seen, "evidence_places", self._peaks(latent_nDHW, [_evidence(points_P) for points_P in points_nP]))
             self._nearest(seen, latent_nDHW, view.similarities_BP[with_points], view.index_BP[with_points])
@@ -70,12 +71,27 @@ class Observer:
 
     def _peaks(self, latent_nDHW: Tensor, wanted_n: list[list[int]]) -> list[np.ndarray]:
         """Where the wanted prototypes of each image see themselves."""
+        return self._of_maps(latent_nDHW, wanted_n, lambda maps_UHW: peaks(maps_UHW, self.predictor.size), (2,))
+
+    def _contrasts(self, latent_nDHW: Tensor, wanted_n: list[list[int]]) -> list[np.ndarray]:
+        """How far the best similarity of each is above the mean of its map."""
+        return self._of_maps(
+            latent_nDHW, wanted_n, lambda m_UHW: (m_UHW.amax((1, 2)) - m_UHW.mean((1, 2))).cpu().numpy()
+        )
+
+    def _of_maps(
+        self,
+        latent_nDHW: Tensor,
+        wanted_n: list[list[int]],
+        measure: Callable[[Tensor], np.ndarray],
+        shape: tuple[int, ...] = (),
+    ) -> list[np.ndarray]:
+        """Something of the maps of the wanted prototypes of each image."""
         counts = [len(wanted) for wanted in wanted_n]
         if not sum(counts):
-            return [np.empty((0, 2)) for _ in wanted_n]
+            return [np.empty((0, *shape)) for _ in wanted_n]
         image_U, prototype_U = np.repeat(np.arange(len(counts)), counts), np.concatenate(wanted_n).astype(np.int64)
-        places_U2 = peaks(self.head.maps(latent_nDHW, image_U, prototype_U), self.predictor.size)
-        return np.split(places_U2, np.cumsum(counts)[:-1])
+        return np.split(measure(self.head.maps(latent_nDHW, image_U, prototype_U)), np.cumsum(counts)[:-1])
 
     def _nearest(self, seen: list[Record], latent_nDHW: Tensor, similarities_nP: Tensor, index_nP: Tensor) -> None:
         """To each image the prototypes for which it is among the most similar ones of this batch."""

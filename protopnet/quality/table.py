@@ -54,6 +54,11 @@ METRICS: dict[str, _Metric] = {
     "purity": _Metric(
         "purity", "In the 10 images most like a prototype: how often it is on one and the same part of the body."
     ),
+    "contrast": _Metric(
+        "contrast",
+        "How much more similar to a prototype its place is than the photo on average; near 0, its map points nowhere.",
+        percent=False,
+    ),
     "pointing": _Metric("pointing game", "How often the strongest evidence is on a marked part of the body."),
     "sparsity": _Metric(
         "sparsity", "1 means one prototype a class is all one has to look at; ten a class give 0.1.", percent=False

@@ -24,7 +24,7 @@ from protopnet.quality.quality_pass import QualityOptions, check_explains, with_
 MODEL = ModelSettings(backbone="resnet18", cut="layer2", image_size=64, prototype_depth=16, prototypes=12)
 # As the data set of these tests was drawn; its copies and images of one colour can't be drawn again.
 SOURCE = {"kind": "birds"} | BirdSettings(classes=3, train_per_class=12, test_per_class=4, size=64).model_dump()
-NEEDS_POINTS = ["consistency", "stability", "purity", "pointing", "truth", "truth_exact", "on_bird"]
+NEEDS_POINTS = ["consistency", "stability", "purity", "contrast", "pointing", "truth", "truth_exact", "on_bird"]
 
 
 @pytest.fixture
@@ -53,6 +53,7 @@ def test_the_same_numbers_for_any_cut(birds: Dataset, predictor: Predictor, opti
     assert one["images"] == one["images_with_key_points"] == len(rows)
     assert one["on_bird"]["places"] < one["pointing"]["places"]
     assert one["deletion"]["images"] == one["insertion"]["images"] == 5
+    assert one.pop("contrast")["value"] == pytest.approx(other.pop("contrast")["value"], abs=1e-4)
     for curve in ("deletion", "insertion"):  # sums of confidences, which differ in their last bits
         assert one.pop(curve)["curve"] == pytest.approx(other.pop(curve)["curve"], abs=1e-4)
     assert one == other

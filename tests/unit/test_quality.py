@@ -39,6 +39,7 @@ def places(*pairs: tuple[float, float]) -> np.ndarray:
 def image(image_id: int = 0, label: int = 0, points: Sequence[PartPoint] = (HEAD, TAIL), **more: Any) -> Observation:
     """An image of class 0 that no prototype has anything to say of, but for what is given."""
     nothing: dict[str, Any] = {"prediction": label, "own": [], "nearest": [], "nearest_similarity": []}
+    nothing["own_contrast"] = [0.0] * len(more.get("own", ()))
     nothing |= dict.fromkeys(["own_places", "own_places_noisy", "evidence_places", "nearest_places"], places())
     return Observation(image_id=image_id, label=label, points=points, **nothing | more)
 
@@ -143,6 +144,18 @@ class TestStability:
         seen = [image(i, **own([ON_HEAD], [ON_TAIL])) for i in range(3)]
         seen.append(image(3, label=1, own=[1], own_places=places(ON_HEAD), own_places_noisy=places(ON_HEAD)))
         assert part_quality(seen, 2).metrics["stability"]["value"] == 0.5
+
+
+class TestContrast:
+    def test_each_prototype_has_the_same_weight(self) -> None:
+        seen = [image(i, **own([ON_HEAD]), own_contrast=[contrast]) for i, contrast in enumerate((0.5, 0.3))]
+        seen.append(
+            image(2, label=1, own=[1], own_places=places(ON_HEAD), own_places_noisy=places(ON_HEAD), own_contrast=[0.2])
+        )
+        found = part_quality(seen, 2).metrics["contrast"]
+        assert found is not None
+        assert found["value"] == pytest.approx(0.3)
+        assert found["prototypes"] == 2
 
 
 class TestPurity:
@@ -417,6 +430,14 @@ class TestObserver:
         assert [record["own"] for record in records] == [[1, 2, 3], [0], []]
         assert [len(record["own_places"]) for record in records] == [3, 1, 0]
         assert [len(record["own_places_noisy"]) for record in records] == [3, 1, 0]
+
+    def test_contrast_is_how_far_the_best_place_stands_out(self, network: ProtoPNet, images: torch.Tensor) -> None:
+        record = self.observe(network, images, [0])[0]
+        with torch.inference_mode():
+            latent_1DHW = network.latent(images[:1])
+            maps_3HW = self.observer(network).head.maps(latent_1DHW, np.zeros(3, int), np.array([1, 2, 3])).numpy()
+        assert np.allclose(record["own_contrast"], maps_3HW.max((1, 2)) - maps_3HW.mean((1, 2)), atol=1e-5)
+        assert min(record["own_contrast"]) > 0
 
     def test_an_image_is_seen_alike_in_any_batch(self, network: ProtoPNet, images: torch.Tensor) -> None:
         together = self.observe(network, images, [0, 1, 2, 3, 4, 5])
