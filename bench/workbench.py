@@ -37,7 +37,6 @@ from protopnet.model.network import ProtoPNet, build_network
 from protopnet.model.prototypes import min_distances, similarity
 from protopnet.passes.image_pass import PLAIN, PassOptions
 from protopnet.training.last_layer import anchor_KP, off_class_KP
-from protopnet.training.solver import RowBlock, metric_over
 from protopnet.workbench.cache import Cache
 from protopnet.workbench.fit import Rows, resolve
 from protopnet.workbench.log import DecisionLog
@@ -107,9 +106,8 @@ def from_the_beginning(session: Session) -> None:
     there = [p for p in range(len(session.class_P)) if session.place(p)]
     rows = Rows(fit.rows.similarities_nP[:, there], fit.rows.labels_n, fit.rows.image_ids_n)
     start = corrector.start.connections_KP.numpy()[:, there]
-    metric = metric_over([RowBlock(rows.similarities_nP, rows.labels_n, len(start))])
     places = (fit.whole_anchor_KP[:, there], fit.off_KP[:, there])
-    assert resolve(rows, start, *places, fit.settings, metric).converged
+    assert resolve(rows, start, *places, fit.settings).converged
 
 
 def made_decisions(session: Session, arguments: Any) -> dict[str, list[Decision]]:
@@ -221,8 +219,7 @@ def solved(similarities: np.ndarray, labels: np.ndarray, split: np.ndarray, netw
     rows = Rows(similarities[train], labels[train], np.flatnonzero(train))
     off = off_class_KP(network.prototype_class.numpy(), network.last_layer.out_features)
     anchor = anchor_KP(off, run.model.own_connection)
-    metric = metric_over([RowBlock(rows.similarities_nP, rows.labels_n, len(off))])
-    solution = resolve(rows, anchor, anchor, off, run.last_layer, metric)
+    solution = resolve(rows, anchor, anchor, off, run.last_layer)
     print(f"from the start: {solution.iterations} iterations, {np.count_nonzero(solution.weights):,} connections")
     return solution.weights
 

@@ -2,7 +2,8 @@
 
 With everything below fixed, the similarities of the training images are a matrix that never changes. One pass
 computes it; its rows stay in the object store of the node that computed them and are read there by one `RowStore`
-a node. An iteration of the solver moves only weights out and gradients back.
+a node. If that is one store, it solves the problem itself (`training.newton`); of several an iteration of the solver
+(`training.solver`) moves only weights out and gradients back.
 
 Legend: n rows (an image, or one augmented copy of it), P prototypes, K classes.
 """
@@ -22,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from protopnet.config import LastLayerSettings
 from protopnet.model.network import ProtoPNet
 from protopnet.passes.image_pass import PLAIN, NetworkTask, PassOptions, run_pass_in_place, unpack
+from protopnet.training.newton import solve_here
 from protopnet.training.proximal import metric_of
 from protopnet.training.solver import RowBlock, Solution, add_up, solve
 
@@ -53,7 +55,7 @@ class RowStore:
         training = pc.equal(table["split"], "train")
         self.others = table.filter(pc.invert(training))
         rows = table.filter(training)
-        self.block = RowBlock(self._matrix(rows), rows["label"].to_numpy(), num_classes)
+        self.block = RowBlock(np.asfortranarray(self._matrix(rows)), rows["label"].to_numpy(), num_classes)
         self.rows = len(rows)
 
     def size(self) -> int:
@@ -64,6 +66,10 @@ class RowStore:
 
     def second_moment(self, vector_P: np.ndarray) -> np.ndarray:
         return self.block.second_moment(vector_P)
+
+    def solve(self, *places_KP: np.ndarray, **options: Any) -> Solution:
+        """`solve_here` of these rows."""
+        return solve_here(self.block, *places_KP, **options)
 
     def hits(self, weights_KP: np.ndarray) -> dict[str, tuple[int, int]]:
         """For each split but training: how many rows are classified correctly, and how many there are."""
@@ -134,29 +140,37 @@ def solve_last_layer(
     off_KP = off_class_KP(network.prototype_class.cpu().numpy(), num_classes)
     current_KP = network.last_layer.weight.detach().cpu().numpy()
     with _stores(blocks, num_classes, threads, columns) as stores:
-        total = sum(ray.get([store.size.remote() for store in stores]))
-
-        def everywhere(method: str, argument: np.ndarray) -> list[Any]:
-            reference = ray.put(argument)
-            return ray.get([getattr(store, method).remote(reference) for store in stores])
-
-        def second_moment(vector_P: np.ndarray) -> np.ndarray:
-            return np.sum(everywhere("second_moment", vector_P), axis=0)
-
-        solution = solve(
-            lambda weights_KP: add_up(everywhere("loss_and_gradient", weights_KP), total),
-            anchor_KP(off_KP, connection_scale),
-            off_KP,
-            l1=settings.l1,
-            ridge=settings.ridge,
-            tolerance=settings.tolerance,
-            max_iterations=settings.max_iterations,
-            metric=metric_of(second_moment, current_KP.shape[1]),
-            initial=current_KP,
-            floor=floor_KP,
-        )
+        places_KP = anchor_KP(off_KP, connection_scale), off_KP
+        wanted = settings.model_dump(include={"l1", "ridge", "tolerance", "max_iterations"})
+        wanted |= {"initial": current_KP, "floor": floor_KP}
+        solution: Solution
+        if len(stores) == 1:
+            (solution,) = ray.get([stores[0].solve.remote(*places_KP, **wanted)])
+        else:
+            solution = solve_over(stores, places_KP, wanted)
         before, after = _accuracies(stores, current_KP), _accuracies(stores, solution.weights.astype(np.float32))
     return LastLayerResult(solution, before, after)
+
+
+def solve_over(
+    stores: list[ray.actor.ActorHandle], places_KP: tuple[np.ndarray, np.ndarray], wanted: dict[str, Any]
+) -> Solution:
+    """`solve` of the rows of these stores."""
+    total = sum(ray.get([store.size.remote() for store in stores]))
+
+    def everywhere(method: str, argument: np.ndarray) -> list[Any]:
+        reference = ray.put(argument)
+        return ray.get([getattr(store, method).remote(reference) for store in stores])
+
+    def second_moment(vector_P: np.ndarray) -> np.ndarray:
+        return np.sum(everywhere("second_moment", vector_P), axis=0)
+
+    return solve(
+        lambda weights_KP: add_up(everywhere("loss_and_gradient", weights_KP), total),
+        *places_KP,
+        **wanted,
+        metric=metric_of(second_moment, places_KP[0].shape[1]),
+    )
 
 
 def cached_accuracies(

@@ -9,13 +9,12 @@ Legend: n rows to learn from, m rows to look at, P prototypes, K classes.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from protopnet.config import LastLayerSettings
-from protopnet.training.proximal import Metric
-from protopnet.training.solver import Progress, RowBlock, Solution, mean_over, metric_over, solve
+from protopnet.training.newton import solve_here
+from protopnet.training.solver import Progress, RowBlock, Solution
 
 _NEWTON_STEPS = 8
 _LEAST, _MOST = 1e-14, 500  # of the sum of the others' exponents, relative; of an exponent
@@ -37,21 +36,18 @@ def resolve(
     anchor_KP: np.ndarray,
     off_KP: np.ndarray,
     settings: LastLayerSettings,
-    metric: Metric,
     floor_KP: np.ndarray | None = None,
     on_iteration: Callable[[Progress], None] | None = None,
 ) -> Solution:
-    """The optimum on these rows, from a start that is near it. metric: of these rows, or of some much like them."""
-    blocks = [RowBlock(rows.similarities_nP, rows.labels_n, len(start_KP))]
-    return solve(
-        mean_over(blocks),
+    """The optimum on these rows, from a start that is near it."""
+    return solve_here(
+        RowBlock(rows.similarities_nP, rows.labels_n, len(start_KP)),
         anchor_KP,
         off_KP,
         l1=settings.l1,
         ridge=settings.ridge,
         tolerance=settings.tolerance,
         max_iterations=settings.max_iterations,
-        metric=metric,
         initial=start_KP,
         floor=floor_KP,
         on_iteration=on_iteration,
@@ -165,24 +161,14 @@ class Fit:
     def residual(self) -> float:
         """Of the present connections: 0 at the optimum (see `training.solver`)."""
         nothing = self.settings.model_copy(update={"max_iterations": 0})
-        plain = Metric.plain(self.weights_KP.shape[1])
-        places = (self.weights_KP, self.anchor_KP, self.off_KP)
-        return resolve(self.rows, *places, nothing, plain, self.floor_KP).residual
+        return resolve(self.rows, self.weights_KP, self.anchor_KP, self.off_KP, nothing, self.floor_KP).residual
 
     def solve(self, on_iteration: Callable[[Progress], None] | None = None) -> Solution:
         """The optimum, which becomes the last solution."""
-        there_P = self.anchor_KP.any(axis=0)  # a metric that has no part of what is gone leaves it at 0
-        direction_P = self._metric.direction * there_P
-        metric = Metric(direction_P / (np.linalg.norm(direction_P) or 1), self._metric.stretch)
         places = (self.weights_KP, self.anchor_KP, self.off_KP)
-        solution = resolve(self.rows, *places, self.settings, metric, self.floor_KP, on_iteration)
+        solution = resolve(self.rows, *places, self.settings, self.floor_KP, on_iteration)
         self.weights_KP = solution.weights
         return solution
-
-    @cached_property
-    def _metric(self) -> Metric:
-        """Of the rows as they were at first: it changes the way to the optimum, never the optimum."""
-        return metric_over([RowBlock(self.rows.similarities_nP, self.rows.labels_n, len(self.weights_KP))])
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The last-layer solver against independent solvers, and its properties."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
+from protopnet.training.newton import solve_here
 from protopnet.training.proximal import Metric, metric_of, soft_threshold
 from protopnet.training.solver import (
     Progress,
@@ -62,6 +64,11 @@ class Problem:
         options = {"tolerance": 1e-8, "max_iterations": 20000, "metric": metric, **options}
         return solve(mean_over(blocks), self.start, self.off_class, l1=self.l1, ridge=self.ridge, **options)
 
+    def solve_here(self, **options: object) -> Solution:
+        (block,) = self.blocks()
+        options = {"tolerance": 1e-8, "max_iterations": 100, **options}
+        return solve_here(block, self.start, self.off_class, l1=self.l1, ridge=self.ridge, **options)
+
 
 def problem(
     rows: int = 90, prototypes: int = 12, classes: int = 4, *, seed: int = 0, mean: float = 1.5, spread: float = 0.5
@@ -112,32 +119,40 @@ PROBLEMS = [
 ]
 
 
-@pytest.mark.parametrize("preconditioned", [True, False], ids=["metric", "plain"])
+WAYS: dict[str, Callable[..., Solution]] = {
+    "metric": Problem.solve,
+    "plain": partial(Problem.solve, preconditioned=False),
+    "newton": Problem.solve_here,
+}
+each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+
+
+@each_way
 @pytest.mark.parametrize("task", PROBLEMS, ids=range(len(PROBLEMS)))
-def test_matches_an_independent_solver(task: Problem, preconditioned: bool) -> None:
-    solution = task.solve(preconditioned=preconditioned)
+def test_matches_an_independent_solver(task: Problem, way: Callable[..., Solution]) -> None:
+    solution = way(task)
     assert solution.converged
     assert solution.residual <= 1e-8
     assert solution.objective == pytest.approx(task.objective(solution.weights), rel=1e-12)
     assert solution.objective == pytest.approx(reference(task), rel=1e-6)
 
 
-@pytest.mark.parametrize("preconditioned", [True, False], ids=["metric", "plain"])
+@each_way
 @pytest.mark.parametrize("task", PROBLEMS, ids=range(len(PROBLEMS)))
-def test_a_floor_is_kept_and_the_rest_is_the_best_there_is(task: Problem, preconditioned: bool) -> None:
+def test_a_floor_is_kept_and_the_rest_is_the_best_there_is(task: Problem, way: Callable[..., Solution]) -> None:
     """Floors above what the optimum has, and one below, which changes nothing."""
     free = task.solve().weights
     floor = np.full(task.start.shape, -np.inf)
     (own_class, own), (other_class, other) = np.argwhere(~task.off_class)[[0, -1]]
     floor[own_class, own] = max(free[own_class, own], 0) + 1
     floor[other_class, other] = max(free[other_class, other] / 2, 1e-3)
-    solution = task.solve(preconditioned=preconditioned, floor=floor)
+    solution = way(task, floor=floor)
     assert solution.converged
     assert (solution.weights >= floor).all()
     assert solution.weights[own_class, own] == floor[own_class, own]
     assert solution.objective == pytest.approx(task.objective(solution.weights), rel=1e-12)
     assert solution.objective == pytest.approx(reference(task, floor), rel=1e-6)
-    rough = task.solve(preconditioned=preconditioned, floor=floor, tolerance=1e-2)
+    rough = way(task, floor=floor, tolerance=1e-2)
     assert -1e-12 <= rough.objective - solution.objective <= rough.gap + 1e-12
 
 
@@ -164,12 +179,22 @@ def test_matches_sklearn_without_l1() -> None:
     l1=st.sampled_from([0.0, 1e-4, 1e-2, 1.0]),
     single=st.booleans(),
 )
-def test_properties(seed: int, rows: int, per_class: int, classes: int, mean: float, l1: float, single: bool) -> None:
+@each_way
+def test_properties(
+    way: Callable[..., Solution],
+    seed: int,
+    rows: int,
+    per_class: int,
+    classes: int,
+    mean: float,
+    l1: float,
+    single: bool,
+) -> None:
     task = problem(rows, per_class * classes, classes, seed=seed, mean=mean)
     task.l1 = l1
     if single:
         task.similarities = task.similarities.astype(np.float32)
-    solution = task.solve(tolerance=1e-4, max_iterations=3000)
+    solution = way(task, tolerance=1e-4, max_iterations=3000)
     assert np.isfinite(solution.weights).all()
     assert solution.objective <= task.objective(task.start) * (1 + 1e-6)
     assert solution.residual <= 1e-4
@@ -265,6 +290,34 @@ def test_float32_similarities_give_the_same_solution(monkeypatch: pytest.MonkeyP
     assert single.objective == pytest.approx(double.objective, rel=1e-5)
 
 
+def test_newton_takes_in_what_is_missing_and_needs_few_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From own classes only and from connections to all; a class may take in a few at a time."""
+    monkeypatch.setattr("protopnet.training.newton._SMALL_SET", 2)
+    task = problem(600, 300, 30, seed=7, mean=0.0)
+    off = task.off_class
+    (block,), anchor, how = task.blocks(), np.where(off, 0.0, 1.0), {"l1": 1e-3, "ridge": 1e-3, "tolerance": 1e-7}
+    best = solve(mean_over([block]), anchor, off, metric=metric_over([block]), **how)
+    for initial in (anchor, task.start):
+        found = solve_here(block, anchor, off, initial=initial, **how)
+        assert found.converged
+        assert found.iterations < best.iterations / 5
+        assert found.objective == pytest.approx(best.objective, abs=1e-9)
+        assert found.history[0].objective == pytest.approx(
+            solve(mean_over([block]), anchor, off, initial=initial, **{**how, "max_iterations": 0}).objective
+        )
+        np.testing.assert_array_equal(found.weights == 0, best.weights == 0)
+
+
+def test_a_dense_optimum_is_left_to_the_other_solver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without l1 no connection is 0."""
+    monkeypatch.setattr("protopnet.training.newton._WIDE", (8, 4))
+    task = problem(100, 40, 4)
+    task.l1 = 0.0
+    found, expected = task.solve_here(tolerance=1e-6, max_iterations=5000), task.solve(tolerance=1e-6)
+    assert found.converged
+    np.testing.assert_array_equal(found.weights, expected.weights)
+
+
 def test_the_metric_saves_iterations() -> None:
     task = problem(300, 60, 6, mean=3, spread=0.25)
     task.l1 = task.ridge = 1e-4
@@ -272,20 +325,22 @@ def test_the_metric_saves_iterations() -> None:
     assert task.solve(tolerance=1e-5).iterations < 0.7 * plain.iterations
 
 
-def test_starts_where_it_is_told_and_reports() -> None:
+@each_way
+def test_starts_where_it_is_told_and_reports(way: Callable[..., Solution]) -> None:
     task = problem()
     seen: list[Progress] = []
-    solution = task.solve(on_iteration=seen.append)
+    solution = way(task, on_iteration=seen.append)
     assert seen == solution.history
     assert seen[0].objective == pytest.approx(task.objective(task.start))
     assert [progress.iteration for progress in seen] == list(range(solution.iterations + 1))
-    again = task.solve(initial=solution.weights)
+    again = way(task, initial=solution.weights)
     assert again.iterations == 0
     assert again.objective == pytest.approx(solution.objective)
 
 
-def test_says_when_it_runs_out_of_iterations() -> None:
-    solution = problem().solve(max_iterations=3)
+@each_way
+def test_says_when_it_runs_out_of_iterations(way: Callable[..., Solution]) -> None:
+    solution = way(problem(), max_iterations=3)
     assert not solution.converged
     assert solution.iterations == 3
 

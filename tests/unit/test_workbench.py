@@ -18,7 +18,6 @@ from protopnet.config import LastLayerSettings
 from protopnet.errors import UserError
 from protopnet.progress import LineReporter
 from protopnet.training.last_layer import anchor_KP, off_class_KP
-from protopnet.training.proximal import Metric
 from protopnet.workbench.cache import Cache, write_cache
 from protopnet.workbench.fit import Fit, Rows, resolve, worth
 from protopnet.workbench.log import DecisionLog
@@ -123,7 +122,7 @@ class TestTheFit:
         left = np.delete(np.arange(P), 4)
         rows = Rows(fit.rows.similarities_nP[:, left], fit.rows.labels_n, fit.rows.image_ids_n)
         anchor, off = fit.whole_anchor_KP[:, left], fit.off_KP[:, left]
-        cold = resolve(rows, anchor, anchor, off, SETTINGS, Metric.plain(P - 1))
+        cold = resolve(rows, anchor, anchor, off, SETTINGS)
         np.testing.assert_allclose(fit.weights_KP[:, left], cold.weights, atol=5e-3)
 
         fit.set_column(4, *column)
@@ -238,7 +237,6 @@ class TestASession:
             anchor,
             off,
             session.corrector().trained.last_layer,
-            Metric.plain(len(left)),
         )
         np.testing.assert_allclose(session.fit.weights_KP[:, left], cold.weights, atol=1e-2)
 
