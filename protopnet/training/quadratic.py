@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from protopnet.training.proximal import Array, soft_threshold
 
 _MOST_MODEL_STEPS = 60
-_CG_STEPS, _CG_ACCURACY = 60, 1e-4
+_CG_STEPS, _CG_ACCURACY = 30, 1e-2
 
 
 def subgradient(weights: Array, gradient: Array, penalty: Array, floor: Array) -> Array:
