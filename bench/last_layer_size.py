@@ -1,12 +1,12 @@
 """The solver of the last layer by itself, at growing sizes, beside the one it replaced where all rows are in one process.
 
-    python bench/last_layer_size.py [--rows 12000 --prototypes 2000 --classes 200] [--baseline true] [--file rows.npz]
+    python bench/last_layer_size.py [--rows 12000 --prototypes 2000 --classes 200] [--baseline 0] [--file rows.npz]
 
 `newton` is `protopnet.training.newton`; `fista` is `solver.py` and `proximal.py` as they were at commit BASELINE, read from
 git, with their metric. Both go to the same residual from the same start: -1/2 to other classes, as after training. Rows are
 made up (cosines; a class is a direction, its images and prototypes are near it) or a file's (`similarities`, `labels`).
-`again` solves once more from the solution when five prototypes have gone. Peak memory is what the process took for the rows and
-for `newton`, over the size of the rows.
+`again` solves once more from the solution when five prototypes have gone. Peak memory is what the process took
+for the rows and for `newton`, over the size of the rows.
 """
 
 import argparse
@@ -33,7 +33,7 @@ TOLERANCE, DROPPED = 1e-5, 5
 
 def main() -> None:
     arguments = arguments_of(
-        __doc__, rows=12_000, prototypes=2_000, classes=200, seed=0, spread=1.4, baseline=True, file=""
+        __doc__, rows=12_000, prototypes=2_000, classes=200, seed=0, spread=1.4, baseline=1, file=""
     )
     similarities_nP, labels_n = loaded(arguments) if arguments.file else made_up(arguments)
     before = peak_bytes() - similarities_nP.nbytes
