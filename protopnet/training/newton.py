@@ -276,6 +276,10 @@ class _Search:
 
     def _logits(self, weights: Array) -> Array:
         logits_Kn = np.empty((self.classes, self.rows))
+        if np.count_nonzero(weights) > weights.size // _WIDE[0]:  # to pick nearly all columns would copy them
+            for rows in self._chunks():
+                logits_Kn[:, rows] = weights.astype(self.columns_nP.dtype) @ self.columns_nP[rows].T
+            return logits_Kn
         for k, weights_P in enumerate(weights):
             A = np.flatnonzero(weights_P)
             logits_Kn[k] = self.columns_nP[:, A] @ weights_P[A].astype(self.columns_nP.dtype)
