@@ -10,7 +10,7 @@ Legend: n rows (an image, or one augmented copy of it), P prototypes, K classes.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,7 @@ def solve_last_layer(
         solution: Solution
         if len(stores) == 1:
             (solution,) = ray.get([stores[0].solve.remote(*places_KP, **wanted)])
+            solution = replace(solution, weights=solution.weights.copy())  # Ray's are read-only
         else:
             solution = solve_over(stores, places_KP, wanted)
         before, after = _accuracies(stores, current_KP), _accuracies(stores, solution.weights.astype(np.float32))
