@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
+from protopnet import dicom
 from protopnet import intensity as intensities
 from protopnet.colour import in_srgb
 from protopnet.config import IntensitySettings
@@ -35,7 +36,7 @@ _FORMATS = tuple(kind for kind in _KINDS if kind in Image.OPEN)
 # How the files of those kinds begin, to tell a damaged image from a file that never was one.
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\xff\x4f\xff\x51")
 
-_PHONES = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")  # HEIC
+_PHONES = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")  # HEIC, for which there is an extra
 
 _STRIP = 256  # rows
 
@@ -84,6 +85,8 @@ def decode(
     at_least: a JPEG may be decoded at a half, quarter or eighth of its size (several times faster) as long as
     both sides stay at least twice this many pixels.
     """
+    if dicom.is_dicom(data):
+        return _of_dicom(data, max_pixels, intensity)
     image = _open(data, max_pixels)
     try:
         if at_least is not None:
@@ -98,6 +101,8 @@ def decode(
 
 def measure(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height in pixels after the EXIF turn, from the header alone."""
+    if dicom.is_dicom(data):
+        return _size_of_dicom(data, max_pixels)
     image = _open(data, max_pixels)
     return _turned_size(image, data)
 
@@ -142,23 +147,55 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels  # PIL refuses by itself what is twice as large, whatever was asked for
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = _heic(data) if data[4:12] in _PHONES else Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
         if data.startswith(_BEGINNINGS):
             raise BadImage("damaged or cut off: its header can't be read") from error
-        if data[4:12] in _PHONES:
-            raise BadImage("HEIC, which can't be decoded here; convert it to JPEG", "unknown") from error
         raise BadImage("not an image of a known kind (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, …)", "unknown") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"more pixels than data.max_pixels ({max_pixels}) allows", "too-large") from error
+    except BadImage:
+        raise
     except Exception as error:  # see decode
         raise _damaged(error) from error
-    width, height = image.size
+    _check_size(*image.size, max_pixels)
+    return image
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise BadImage("it has no pixels")
     if width * height > max_pixels:
         raise BadImage(f"{width} x {height} pixels are more than data.max_pixels ({max_pixels})", "too-large")
-    return image
+
+
+def _heic(data: bytes) -> Image.Image:
+    try:
+        from pillow_heif import HeifImageFile  # only where it is needed
+    except ImportError:
+        raise BadImage("HEIC, which needs pillow-heif: pip install 'protopnet[heic]'", "unknown") from None
+    return HeifImageFile(io.BytesIO(data))  # turned already, and says so
+
+
+def _size_of_dicom(data: bytes, max_pixels: int) -> tuple[int, int]:
+    try:
+        size = dicom.measure(data)
+    except dicom.Undecodable as error:
+        raise BadImage(str(error), "unknown") from error
+    except Exception as error:  # see decode
+        raise _damaged(error) from error
+    _check_size(*size, max_pixels)
+    return size
+
+
+def _of_dicom(data: bytes, max_pixels: int, intensity: IntensitySettings) -> Image.Image:
+    _size_of_dicom(data, max_pixels)
+    try:
+        return dicom.decode(data, intensity).convert("RGB")
+    except dicom.Undecodable as error:
+        raise BadImage(str(error), "unknown") from error
+    except Exception as error:  # see decode
+        raise _damaged(error) from error
 
 
 def _damaged(error: Exception) -> BadImage:

@@ -4,6 +4,7 @@ What systems leave behind (a Mac's `__MACOSX/`, a camera card's or a NAS's folde
 is never an image or a class, whatever its suffix; it is counted, so that nothing goes without a word.
 """
 
+import importlib.util
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,9 +12,10 @@ from dataclasses import dataclass, field
 
 from protopnet.words import counted, first_few
 
-# Also kinds that can't be decoded here (HEIC, JPEG XL): better named among the errors than passed over.
+# Also kinds that can't be decoded here (JPEG XL, HEIC without its extra): better named among the errors than passed over.
 _KINDS = "jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k avif heic heif jxl"
-SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
+_DICOM = " dcm dicom" if importlib.util.find_spec("pydicom") else ""
+SUFFIXES = frozenset(f".{kind}" for kind in (_KINDS + _DICOM).split())
 
 _LEFTOVERS = frozenset(
     [
@@ -85,7 +87,7 @@ class Passed:
 
     def _advice(self) -> str:
         if ".dcm" in self.others or ".dicom" in self.others:
-            return "; convert DICOM to PNG or TIFF of 16 bits first"
+            return "; DICOM is read after pip install 'protopnet[dicom]'"
         packed = [kind for kind in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar") if kind in self.others]
         return f"; unpack the {packed[0]} files first" if packed else ""
 

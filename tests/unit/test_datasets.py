@@ -169,7 +169,7 @@ def test_bad_images_are_named_with_their_reason_and_the_rest_stays_dense(tmp_pat
     assert reasons["empty.jpg"] == "the file is empty"
     assert reasons["text.PNG"].startswith("not an image")
     assert reasons["cut.jpeg"].startswith("damaged or cut off")
-    assert reasons["phone.heic"].startswith("HEIC")
+    assert reasons["phone.heic"].startswith(("HEIC", "damaged"))  # by what is installed
     assert "No such file" in reasons["gone.jpg"]
 
 

@@ -126,7 +126,6 @@ def test_leftovers_inside_splits_are_no_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("a/1.dcm", r"\(\.dcm 1\).*convert DICOM"),
         ("a/IM0001", r"\(no suffix 1\)"),
         ("a/notes.txt", r"\(\.txt 1\)"),
         ("photos.zip", r"unpack the \.zip"),

@@ -1,6 +1,7 @@
 """The service without Serve: its settings, its errors, its metrics."""
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,8 @@ def refused(data):
     return refusal.value.code, refusal.value.status
 
 
-def test_why_an_image_is_refused():
+def test_why_an_image_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     assert refused(b"text") == ("not_an_image", 415)
     assert refused(b"\0\0\0\x18ftypheic" + bytes(50)) == ("not_an_image", 415)
     assert refused(photo(0)[:-200]) == ("bad_image", 400)
