@@ -47,13 +47,15 @@ class IntensitySettings(Section):
 class DataSettings(Section):
     """Where the images come from."""
 
-    source: Literal["birds", "folder", "cub", "shards"] = Field(
+    source: Literal["birds", "folder", "list", "cub", "shards"] = Field(
         "birds",
         description="birds: generated birds; folder: one sub-folder a class (with or without folders "
-        "of splits above or below); cub: CUB-200-2011 in its official layout; shards: a folder that jobs/prepare.py wrote",
+        "of splits above or below); list: a .csv, .tsv or .parquet file with columns uri, label and, if you like, split; "
+        "cub: CUB-200-2011 in its official layout; shards: a folder that jobs/prepare.py wrote",
     )
     path: str | None = Field(
-        None, description="folder of the images or shards, a local path or s3://…; not used by generated birds"
+        None,
+        description="folder of the images or shards, or the list, a local path or s3://…; not used by generated birds",
     )
     classes: int | list[str] | None = Field(
         None, description="only the first N classes, or only the classes named; all when left out"

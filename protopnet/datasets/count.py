@@ -4,9 +4,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 from protopnet import storage
-from protopnet.config import RunSettings
+from protopnet.config import DataSettings, RunSettings
 from protopnet.datasets.cub import cub_classes, cub_splits
-from protopnet.datasets.folders import list_images
+from protopnet.datasets.folders import Found, list_images
+from protopnet.datasets.lists import labelled
 from protopnet.datasets.shards import open_shards
 from protopnet.datasets.splits import chosen_classes, share_of
 from protopnet.errors import UserError
@@ -44,11 +45,18 @@ def _found(settings: RunSettings) -> Counter[tuple[str, str]]:
         train = {(name, "train"): birds.train_per_class for name in names}
         return Counter(train | {(name, "test"): birds.test_per_class for name in names})
     root = storage.located(str(data.path))
+    if data.source == "list":
+        images, names = labelled(root)
+        return _of_classes(images, names, data)
     if not storage.is_folder(root):
         raise UserError(f"{data.path} isn't a folder (data.path)")
     if data.source == "cub":
         return Counter(cub_splits(root, cub_classes(root, data)))
     images, names, _ = list_images(root)
+    return _of_classes(images, names, data)
+
+
+def _of_classes(images: list[Found], names: list[str], data: DataSettings) -> Counter[tuple[str, str]]:
     chosen = set(chosen_classes(names, data.classes))
     return Counter((image.class_name, image.split) for image in images if image.class_name in chosen)
 

@@ -16,7 +16,7 @@ import hashlib
 import io
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ Progress = Callable[[int, int | None], None]  # images done, images in all where
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """An image file before it is read; `path` is relative to the dataset's folder."""
 
     path: str
@@ -56,14 +56,34 @@ def scan_folder(path: str, settings: DataSettings, seed: int, progress: Progress
     if not storage.is_folder(root):
         raise UserError(f"{path} isn't a folder (data.path); expected one sub-folder of images a class")
     found, names, passed = list_images(root)
-    classes = chosen_classes(names, settings.classes)
+    source = {"kind": "folder", "path": root, "crop": "none"}
+    if text := passed.text():
+        source["passed_over"] = text
+    return read_found(found, names, source, settings, seed, parts=_read_parts(root), progress=progress)
+
+
+def read_found(
+    found: list[Found],
+    names: list[str],
+    source: dict[str, Any],
+    settings: DataSettings,
+    seed: int,
+    *,
+    parts: Mapping[str, list[dict[str, Any]]] | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Read and check the images of the chosen classes. names: of all. parts: key points by path.
+
+    `UserError` as `scan_folder`.
+    """
+    classes, parts = chosen_classes(names, settings.classes), parts or {}
     label_of = {name: label for label, name in enumerate(classes)}
     found = sorted((f for f in found if f.class_name in label_of), key=lambda f: (f.class_name, f.path))
-    parts = _read_parts(root)
     pieces: list[pa.Table] = [MANIFEST_SCHEMA.empty_table()]
     rows: list[dict[str, Any]] = []
     errors: list[BadRow] = []
-    checked = ordered(lambda f: _check(f, settings.max_pixels), found, threads_for(root))
+    threads = threads_for(str(source["path"]))
+    checked = ordered(lambda f: _check(f, settings.max_pixels), found, threads)
     for done, (image, result) in enumerate(zip(found, checked, strict=True), 1):
         if isinstance(result, BadRow):
             errors.append(result)
@@ -76,13 +96,10 @@ def scan_folder(path: str, settings: DataSettings, seed: int, progress: Progress
             progress(done, len(found))
     pieces.append(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
     table = with_splits(renumbered(pa.concat_tables(pieces).combine_chunks()), settings, seed)
-    source = {"kind": "folder", "path": root, "crop": "none"}
-    if text := passed.text():
-        source["passed_over"] = text
     return Dataset(classes, table, source, error_table(errors))
 
 
-def list_images(root: str) -> tuple[list[_Found], list[str], Passed]:
+def list_images(root: str) -> tuple[list[Found], list[str], Passed]:
     """Image files, the names of all classes, those without images among them, and what was passed over.
 
     `UserError` if there is no image at all, or if a folder may be a split or a class.
@@ -99,7 +116,7 @@ def list_images(root: str) -> tuple[list[_Found], list[str], Passed]:
     found = []
     for path in images:
         if place := layout.place(path):
-            found.append(_Found(path, storage.join(root, path), *place))
+            found.append(Found(path, storage.join(root, path), *place))
     passed.outside = len(images) - len(found)
     return found, sorted(names), passed
 
@@ -115,7 +132,7 @@ def _sub_folders(folder: str, images: list[str], below: str = "") -> set[str]:
     return names
 
 
-def _check(image: _Found, max_pixels: int) -> dict[str, Any] | BadRow:
+def _check(image: Found, max_pixels: int) -> dict[str, Any] | BadRow:
     """Read one image to its end; a manifest row without what depends on the other images."""
     try:
         data = storage.read_bytes(image.uri)

@@ -11,6 +11,7 @@ from protopnet.config import BirdSettings, DataSettings
 from protopnet.datasets.cub import cub_classes, cub_rows
 from protopnet.datasets.duplicates import settled
 from protopnet.datasets.folders import Progress, scan_folder
+from protopnet.datasets.lists import is_list, scan_list
 from protopnet.datasets.order import mixing, row_groups
 from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import MANIFEST_SCHEMA, BadRow, Dataset, as_stored
@@ -47,13 +48,15 @@ class Source:
 def open_dataset(settings: DatasetSettings, work_uri: str, progress: Progress | None = None) -> Dataset:
     """The dataset that the settings describe.
 
-    Folders and shards are read in place; birds and CUB-200-2011 are written as shards under `work_uri` first,
+    Folders, lists and shards are read in place; birds and CUB-200-2011 are written as shards under `work_uri` first,
     once for the same settings, also after a killed run. Errors: `UserError`. Whether it can be trained on is
     for `validate.check_dataset` to say.
     """
     data = settings.data
     if data.source == "folder":
         return scan_folder(_path(data), data, settings.seed, progress)
+    if data.source == "list":
+        return scan_list(_path(data), data, settings.seed, progress)
     if data.source == "shards":
         return open_shards(_path(data), data, settings.seed)
     uri = storage.join(work_uri, f"{data.source}-{_fingerprint(settings)}")
@@ -108,6 +111,8 @@ def open_source(settings: DatasetSettings, progress: Progress | None = None) -> 
         return Source(cub_rows(path, data), cub_classes(path, data), about)
     if data.source == "folder":
         dataset = scan_folder(path, data, settings.seed, progress)
+    elif data.source == "list":
+        dataset = scan_list(path, data, settings.seed, progress)
     else:
         dataset = open_shards(path, data, settings.seed)
     dataset, _ = settled(dataset, data.duplicates)
@@ -161,8 +166,10 @@ def _rows_of(dataset: Dataset) -> Iterator[dict[str, Any] | BadRow]:
             yield {name: row[name] for name in MANIFEST_SCHEMA.names[:-3]} | {"image": image}
 
 
-def recognise(path: str) -> Literal["folder", "cub", "shards"]:
-    """Which kind of data a folder holds, by the file that only this kind has."""
+def recognise(path: str) -> Literal["folder", "list", "cub", "shards"]:
+    """Which kind of data it is: a list by its suffix, a folder by the file that only this kind has."""
+    if is_list(path):
+        return "list"
     if storage.exists(storage.join(path, "dataset.json")):
         return "shards"
     if storage.exists(storage.join(path, "images.txt")) and storage.exists(storage.join(path, "bounding_boxes.txt")):

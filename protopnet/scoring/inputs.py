@@ -9,19 +9,17 @@
 An image that a list names twice is two rows, with the same scores and an image_id each.
 """
 
-import csv
-import io
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any, Literal
+from typing import Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from protopnet import storage
 from protopnet.datasets.files import SUFFIXES, Passed
+from protopnet.datasets.lists import LISTS, listed
 from protopnet.datasets.shards import stream_index
 from protopnet.errors import UserError
 
@@ -38,10 +36,7 @@ INPUT_SCHEMA = pa.schema(
 )
 Kind = Literal["folder", "list", "shards", "image"]
 
-_LISTS = (".txt", ".csv", ".tsv", ".parquet")
-_COLUMNS = ("uri", "path", "file", "image")  # of a list, the first that is there
 _PIECE = 10_000  # rows that are Python objects at a time
-_READ_BYTES = 4 << 20  # of a list in a bucket with each request
 
 
 @dataclass(frozen=True)
@@ -62,12 +57,12 @@ def open_input(uri: str) -> Input:
             return Input("shards", root, lambda: _from_shards(root))
         passed = Passed()
         return Input("folder", root, lambda: _from_locations(_images_below(root, passed)), passed)
-    if suffix not in _LISTS and suffix not in SUFFIXES:
-        raise UserError(f"{uri} is no folder, no list ({', '.join(_LISTS)}) and no image (--input)")
+    if suffix not in LISTS and suffix not in SUFFIXES:
+        raise UserError(f"{uri} is no folder, no list ({', '.join(LISTS)}) and no image (--input)")
     if not storage.exists(root):
         raise UserError(f"there is nothing at {uri} (--input); expected a folder, a bucket's prefix, or a list")
-    if suffix in _LISTS:
-        return Input("list", root, lambda: _from_locations(_listed(root, suffix)))
+    if suffix in LISTS:
+        return Input("list", root, lambda: _from_locations(entry.uri for entry in listed(root)))
     return Input("image", root, lambda: _from_locations([root]))
 
 
@@ -94,58 +89,3 @@ def _from_locations(locations: Iterable[str]) -> Iterator[pa.Table]:
 def _images_below(root: str, passed: Passed) -> Iterator[str]:
     paths = (uri[len(root) :].lstrip("/") for uri in storage.each_file(root))
     return (storage.join(root, path) for path in passed.images_among(paths))
-
-
-def _listed(uri: str, suffix: str) -> Iterator[str]:
-    base = uri.rsplit("/", 1)[0]
-    with storage.open_reader(uri) as handle:
-        try:
-            for place, location in _entries(handle, suffix, uri):
-                yield _resolved(location, base, f"{uri}, {place}")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{uri} isn't text in UTF-8 ({error.reason}); save the list as UTF-8") from error
-        except (pa.ArrowInvalid, csv.Error) as error:
-            raise UserError(f"{uri} can't be read as a list of images: {error}") from error
-
-
-def _entries(handle: IO[bytes], suffix: str, uri: str) -> Iterator[tuple[str, str | None]]:
-    """Each entry of a list, and what to call its place."""
-    if suffix == ".parquet":
-        rows = pq.ParquetFile(handle, pre_buffer=False)
-        column = _column(rows.schema_arrow.names, uri)
-        number = itertools.count(1)
-        for batch in rows.iter_batches(_PIECE, columns=[column], use_threads=False):
-            yield from ((f"row {next(number)}", entry) for entry in batch.column(0).to_pylist())
-        return
-    buffered = io.BufferedReader(handle, _READ_BYTES)  # type: ignore[type-var]
-    lines = io.TextIOWrapper(buffered, "utf-8-sig", newline="")
-    if suffix == ".txt":
-        for line, text in enumerate(lines, 1):
-            if entry := text.rstrip("\r\n"):
-                yield f"line {line}", entry
-        return
-    table = csv.DictReader(lines, delimiter="\t" if suffix == ".tsv" else ",")
-    column = _column(list(table.fieldnames or []), uri)
-    for row in table:
-        yield f"line {table.line_num}", row[column]
-
-
-def _column(names: list[str], uri: str) -> str:
-    for wanted in _COLUMNS:
-        for name in names:
-            if name.lower() == wanted:
-                return name
-    raise UserError(f"{uri} has no column uri (or {', '.join(_COLUMNS[1:])}); its columns are {', '.join(names[:8])}")
-
-
-def _resolved(location: Any, base: str, place: str) -> str:
-    if not isinstance(location, str) or not location:
-        raise UserError(f"{place}: expected the location of an image, found {location!r}")
-    if location.startswith("s3://"):
-        return location
-    if "://" in location and not location.startswith("file://"):
-        raise UserError(f"{place}: {location} can't be read; expected a local path or s3://bucket/key")
-    path = location.removeprefix("file://")
-    if storage.is_remote(base) and not os.path.isabs(path):
-        return f"{base}/{path}"
-    return os.path.abspath(os.path.join(base, path))
