@@ -63,6 +63,13 @@ class TestWhatIsAskedFor:
             assert (row.published is None) == (kind == "full")
             assert row.baseline == (None if kind else f"{backbone}-baseline")
 
+    def test_all_rows_of_eight_kinds_take_as_many_looks(self) -> None:
+        table = read_table_file(str(CUB200.parent / "cub8/table.yaml"))
+        for run in members(table, CUB200.parent / "cub8", "runs/cub8", {}):
+            assert (run.settings.data.classes, run.settings.model.image_size) == (8, 112)
+            around = 0 if run.settings.model.kind == "baseline" else 1 + 1 + 1 + run.settings.last_layer.copies
+            assert run.settings.train.joint_epochs + around == 10
+
     def test_a_later_setting_wins(self, tmp_path: Path) -> None:
         (tmp_path / "own.yaml").write_text("train: {batch_size: 8, joint_epochs: 3}\nmodel: {kind: baseline}\n")
         content = changed()
