@@ -387,6 +387,9 @@ class PrepareSettings(Section):
 
     output: str = Field("shards", description="folder the shards are written to: a local path or s3://bucket/prefix")
     overwrite: bool = Field(False, description="replace a dataset that is already there")
+    report: str | None = Field(
+        None, description="also write a page (.html) of what the data are: classes, sizes, samples, copies, suspects"
+    )
     seed: int = Field(0, ge=0, description="seed of the validation and test splits cut from a folder")
     data: DataSettings = DataSettings()
     birds: BirdSettings = BirdSettings()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from protopnet import storage
 from protopnet.cli import checked, parse
 from protopnet.config import PrepareSettings
 from protopnet.datasets.duplicates import duplicates_across, duplicates_text
@@ -16,6 +17,7 @@ from protopnet.datasets.open import open_source
 from protopnet.datasets.rows import Dataset
 from protopnet.datasets.shards import check_output, write_shards
 from protopnet.errors import exit_with_a_sentence
+from protopnet.pages.data import data_page
 
 
 class CountLine:
@@ -76,6 +78,9 @@ def prepare(settings: PrepareSettings | Mapping[str, Any]) -> Dataset:
         max_bad=settings.data.max_bad,
     )
     writing.end()
+    if settings.report:
+        page = data_page(dataset, settings.data.path or settings.data.source, settings.data)
+        storage.write_bytes(settings.report, page.encode())
     return dataset
 
 
@@ -84,3 +89,5 @@ def main() -> None:
     settings, start = parse(PrepareSettings), time.monotonic()
     dataset = prepare(settings)
     print(summary(dataset, settings.output, time.monotonic() - start))
+    if settings.report:
+        print(f"report: {settings.report}")
