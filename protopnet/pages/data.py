@@ -98,16 +98,18 @@ def _sizes(table: pa.Table) -> list[tuple[str, str, str, str]]:
     """Of width and height: least, middle and greatest."""
     if not len(table):
         return []
-    return [
-        (name, *(f"{round(value):,}" for value in np.quantile(table[name].to_numpy(), (0, 0.5, 1))))
-        for name in ("width", "height")
-    ]  # type: ignore[misc]
+    found = []
+    for side in ("width", "height"):
+        least, middle, greatest = (f"{round(value):,}" for value in np.quantile(table[side].to_numpy(), (0, 0.5, 1)))
+        found.append((side, least, middle, greatest))
+    return found
 
 
 def _of_classes(classes: list[_Class]) -> Iterator[str]:
     few = [f"{c.name} {c.counts['train']}" for c in classes if c.counts["train"] < _FEW]
     if few:
-        yield f"{len(few):,} of {counted(len(classes), 'class')} with fewer than {_FEW} training images: {first_few(few, 5)}"
+        of_all = f"{len(few):,} of {counted(len(classes), 'class')}"
+        yield f"{of_all} with fewer than {_FEW} training images: {first_few(few, 5)}"
     for split in ("validation", "test"):
         missing = [c.name for c in classes if not c.counts[split]]
         if missing and len(missing) < len(classes):

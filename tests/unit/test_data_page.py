@@ -56,7 +56,7 @@ def test_what_is_usually_a_mistake_is_on_the_page(tmp_path: Path) -> None:
     assert "&lt;crow&gt;" in text
     assert "<crow>" not in text
     assert "1 image in more than one class" in text
-    assert "1 image more than once in the same split" in text
+    assert "2 images more than once in the same split" in text
     assert "1 image with a side below 32 pixels" in text
     assert "1 image more than 4 times as long as wide" in text
     assert "1 sample picture without contrast" in text
