@@ -108,7 +108,7 @@ def _sizes(table: pa.Table) -> list[tuple[str, str, str, str]]:
 def _of_classes(classes: list[_Class]) -> Iterator[str]:
     few = [f"{c.name} {c.counts['train']}" for c in classes if c.counts["train"] < _FEW]
     if few:
-        of_all = f"{len(few):,} of {counted(len(classes), 'class')}"
+        of_all = f"classes ({len(few):,} of {len(classes):,})"
         yield f"{of_all} with fewer than {_FEW} training images: {first_few(few, 5)}"
     for split in ("validation", "test"):
         missing = [c.name for c in classes if not c.counts[split]]

@@ -60,7 +60,7 @@ def test_what_is_usually_a_mistake_is_on_the_page(tmp_path: Path) -> None:
     assert "1 image with a side below 32 pixels" in text
     assert "1 image more than 4 times as long as wide" in text
     assert "1 sample picture without contrast" in text
-    assert "1 of 2 classes with fewer than 10 training images: wren 8" in text
+    assert "classes (1 of 2) with fewer than 10 training images: wren 8" in text
     assert "without test images: wren" in text
     assert "Held out and in training" in text
     assert "copy.png" in text
