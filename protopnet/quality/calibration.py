@@ -1,7 +1,8 @@
 """How far a network's probabilities can be trusted: fitted on validation images, before its bundle is written.
 
-The temperature is that of Guo et al. 2017, the minimum of the cross-entropy, which is convex in 1 / temperature. Few
-images, all of them right, would make it 0: the targets are smoothed by one image in n + 2, as Platt 1999 does.
+The temperature is that of Guo et al. 2017, the minimum of the cross-entropy, which is convex in 1 / temperature. A few
+images, all of them right, would make it 0: the inverse has a gamma prior with its peak at 1, which weighs as much as one
+image.
 
 Legend: n images, K classes.
 """
@@ -26,7 +27,7 @@ from protopnet.passes.image_pass import PassOptions, run_pass
 from protopnet.quality.classification import calibration_error
 
 MOST_IMAGES = 5_000  # more say nothing more about three numbers
-_INVERSE = (0.01, 100.0)  # of the temperature
+_INVERSE = (1e-6, 1e6)  # of the temperature
 
 
 @dataclass
@@ -88,21 +89,16 @@ def calibrate(
 
 
 def fit_temperature(logits_nK: NDArray[Any], labels_n: NDArray[Any]) -> float:
-    """The temperature with the lowest cross-entropy, between 0.01 and 100."""
+    """The temperature with the lowest cross-entropy, given that it is likely to be near 1."""
     n = len(logits_nK)
-    smoothed = 1 / (n + 2)
-    centred_nK = logits_nK - logits_nK.mean(1, keepdims=True)
-    wanted = (1 - smoothed) * float(centred_nK[np.arange(n), labels_n].mean())  # the smoothed part has mean 0
+    own_n = logits_nK[np.arange(n), labels_n]
 
     def slope(inverse: float) -> float:
-        return float((softmax(inverse * centred_nK, axis=1) * centred_nK).sum(1).mean()) - wanted
+        """Of the mean cross-entropy + (inverse - 1 - log inverse) / n: it rises, from below 0 to above."""
+        expected_n = (softmax(inverse * logits_nK, axis=1) * logits_nK).sum(1)
+        return float((expected_n - own_n).mean()) + (1 - 1 / inverse) / n
 
-    if not np.ptp(centred_nK):
-        return 1.0  # nothing to tell apart
-    lowest, highest = _INVERSE
-    if slope(lowest) >= 0:
-        return 1 / lowest
-    return round(1 / (highest if slope(highest) <= 0 else float(brentq(slope, lowest, highest))), 4)
+    return round(1 / float(brentq(slope, *_INVERSE)), 4)
 
 
 def abstention(logits_nK: NDArray[Any], labels_n: NDArray[Any], accuracy: float) -> tuple[float | None, float]:
