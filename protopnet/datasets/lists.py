@@ -74,12 +74,15 @@ def _found(entry: Entry) -> Found:
     return Found(entry.uri, entry.uri, str(label), known)
 
 
-def listed(uri: str, more: Sequence[Sequence[str]] = ()) -> Iterator[Entry]:
-    """The entries of a list, in its order. more: further columns wanted, each by all its names. `UserError`."""
+def listed(uri: str, more: Sequence[Sequence[str]] = (), *, needed: bool = False) -> Iterator[Entry]:
+    """The entries of a list, in its order. more: further columns wanted, each by all its names in small letters.
+
+    needed: `UserError` where there is no such column; else it has no values.
+    """
     base, suffix = uri.rsplit("/", 1)[0], os.path.splitext(uri)[1].lower()
     with storage.open_reader(uri) as handle:
         try:
-            for at, (location, *values) in _rows(handle, suffix, uri, more):
+            for at, (location, *values) in _rows(handle, suffix, uri, more, needed):
                 place = f"{uri}, {at}"
                 named = {names[0]: value for names, value in zip(more, values, strict=True)}
                 yield Entry(place, _resolved(location, base, place), named)
@@ -89,11 +92,13 @@ def listed(uri: str, more: Sequence[Sequence[str]] = ()) -> Iterator[Entry]:
             raise UserError(f"{uri} can't be read as a list of images: {error}") from error
 
 
-def _rows(handle: IO[bytes], suffix: str, uri: str, more: Sequence[Sequence[str]]) -> Iterator[tuple[str, list[Any]]]:
+def _rows(
+    handle: IO[bytes], suffix: str, uri: str, more: Sequence[Sequence[str]], needed: bool
+) -> Iterator[tuple[str, list[Any]]]:
     """Each entry's location and further values, and what to call its place."""
     if suffix == ".parquet":
         rows = pq.ParquetFile(handle, pre_buffer=False)
-        columns = _columns(rows.schema_arrow.names, uri, more)
+        columns = _columns(rows.schema_arrow.names, uri, more, needed)
         number = itertools.count(1)
         for batch in rows.iter_batches(_PIECE, columns=[name for name in columns if name], use_threads=False):
             for row in batch.to_pylist():
@@ -102,27 +107,30 @@ def _rows(handle: IO[bytes], suffix: str, uri: str, more: Sequence[Sequence[str]
     buffered = io.BufferedReader(handle, _READ_BYTES)  # type: ignore[type-var]
     lines = io.TextIOWrapper(buffered, "utf-8-sig", newline="")
     if suffix == ".txt":
+        _columns(["uri"], uri, more, needed)
         for line, text in enumerate(lines, 1):
             if entry := text.rstrip("\r\n"):
                 yield f"line {line}", [entry, *(None for _ in more)]
         return
     table = csv.DictReader(lines, delimiter="\t" if suffix == ".tsv" else ",")
-    columns = _columns(list(table.fieldnames or []), uri, more)
+    columns = _columns(list(table.fieldnames or []), uri, more, needed)
     for row in table:
         yield f"line {table.line_num}", [row[name] if name else None for name in columns]
 
 
-def _columns(names: list[str], uri: str, more: Sequence[Sequence[str]]) -> list[str | None]:
+def _columns(names: list[str], uri: str, more: Sequence[Sequence[str]], needed: bool) -> list[str | None]:
     """The column of the locations, and of each of the others if there is one."""
     by_name = {name.lower(): name for name in reversed(names)}
     first, *others = [next((by_name[w] for w in wanted if w in by_name), None) for wanted in (_URI, *more)]
-    if first is None:
-        raise UserError(f"{uri} has no column {_any_of(_URI)}; its columns are {', '.join(names[:8])}")
+    missing = [wanted for wanted, name in zip(more, others, strict=True) if needed and name is None]
+    if first is None or missing:
+        absent = _URI if first is None else missing[0]
+        raise UserError(f"{uri} has no column {_any_of(absent)}; its columns are {', '.join(names[:8])}")
     return [first, *others]
 
 
 def _any_of(names: Sequence[str]) -> str:
-    return f"{names[0]} (or {', '.join(names[1:])})"
+    return f"{names[0]} (or {', '.join(names[1:])})" if len(names) > 1 else names[0]
 
 
 def _resolved(location: Any, base: str, place: str) -> str:

@@ -16,7 +16,7 @@ def plan_scoring(settings: ScoreSettings, cluster: Cluster, images_per_second: f
     member. `UserError` for what would be refused when it starts."""
     bundles = [load_bundle(uri) for uri in settings.bundle]
     check_one_task([bundle.info for bundle in bundles])
-    images = contents_of(open_input(settings.input).tables()).images
+    images = contents_of(open_input(settings.input, settings.carry or ()).tables()).images
     passes = pass_plan(settings.compute, cluster)
     batch = settings.batch_size or (ON_GPU if passes.gpus else ON_CPU)
     rows = settings.chunk_rows or default_chunk_rows(images, passes.actors, batch)

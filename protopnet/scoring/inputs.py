@@ -11,7 +11,7 @@ An image that a list names twice is two rows, with the same scores and an image_
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,6 +34,8 @@ INPUT_SCHEMA = pa.schema(
         ("folder", pa.string()),
     ]
 )
+# Beside them, where there is anything to carry: the values of a list's columns, in the order asked for.
+CARRIED = pa.field("carried", pa.list_(pa.string()))
 Kind = Literal["folder", "list", "shards", "image"]
 
 _PIECE = 10_000  # rows that are Python objects at a time
@@ -49,9 +51,11 @@ class Input:
     passed: Passed = field(default_factory=Passed)
 
 
-def open_input(uri: str) -> Input:
-    """Find out what is there; `UserError` if nothing is."""
+def open_input(uri: str, carry: Sequence[str] = ()) -> Input:
+    """Find out what is there; `UserError` if nothing is. carry: columns of a list that go with its images (`carried`)."""
     root, suffix = storage.located(uri), os.path.splitext(uri)[1].lower()
+    if carry and (suffix not in LISTS or storage.is_folder(root)):
+        raise UserError(f"{uri} is no list with columns (--carry); expected {', '.join(LISTS[1:])}")
     if storage.is_folder(root):
         if _is_shards(root):
             return Input("shards", root, lambda: _from_shards(root))
@@ -62,7 +66,7 @@ def open_input(uri: str) -> Input:
     if not storage.exists(root):
         raise UserError(f"there is nothing at {uri} (--input); expected a folder, a bucket's prefix, or a list")
     if suffix in LISTS:
-        return Input("list", root, lambda: _from_locations(entry.uri for entry in listed(root)))
+        return Input("list", root, lambda: _from_list(root, carry))
     return Input("image", root, lambda: _from_locations([root]))
 
 
@@ -84,6 +88,18 @@ def _from_locations(locations: Iterable[str]) -> Iterator[pa.Table]:
         nowhere = [-1] * len(uris)
         folders = [uri.rsplit("/", 2)[-2] if uri.count("/") > 1 else None for uri in uris]
         yield pa.table([[None] * len(uris), uris, uris, nowhere, nowhere, folders], schema=INPUT_SCHEMA)
+
+
+def _from_list(root: str, carry: Sequence[str]) -> Iterator[pa.Table]:
+    if not carry:
+        yield from _from_locations(entry.uri for entry in listed(root))
+        return
+    names = [name.lower() for name in carry]
+    entries = listed(root, [[name] for name in names], needed=True)
+    while piece := list(itertools.islice(entries, _PIECE)):
+        carried = [[None if e.values[name] is None else str(e.values[name]) for name in names] for e in piece]
+        (rows,) = _from_locations(entry.uri for entry in piece)
+        yield rows.append_column(CARRIED, pa.array(carried, CARRIED.type))
 
 
 def _images_below(root: str, passed: Passed) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import ray
-from pydantic import Field
+from pydantic import Field, field_validator
 from ray.exceptions import RayError, RayTaskError
 
 from protopnet import __version__, storage
@@ -25,7 +25,7 @@ from protopnet.predictor import Precision, Predictor
 from protopnet.progress import Reporter, listening
 from protopnet.scoring.actor import ScoreActor, Work
 from protopnet.scoring.inputs import Input, open_input
-from protopnet.scoring.output import clear_unfinished, take_stock
+from protopnet.scoring.output import clear_unfinished, score_schema, take_stock
 from protopnet.scoring.progress import ChunkProgress
 from protopnet.scoring.record import JOB, JobRecord, begin, resume
 from protopnet.scoring.tally import Tally
@@ -46,6 +46,9 @@ class ScoreSettings(Section):
     )
     input: str = Field(
         description="folder or s3://bucket/prefix of images; list of them (.txt, .csv, .tsv, .parquet); shards"
+    )
+    carry: list[str] | None = Field(
+        None, description="columns of a list (.csv, .tsv, .parquet) that go with its images into the scores, as text"
     )
     output: str = Field(description="folder for scores.json and parts/: a local path or s3://…")
     explain: int = Field(0, ge=0, le=1000, description="prototypes to list as evidence for each prediction")
@@ -82,6 +85,15 @@ class ScoreSettings(Section):
     max_bad: float = Field(0.05, ge=0, le=1, description="exit code 1 if more than this share couldn't be scored")
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="images with more pixels than this aren't decoded")
     compute: ComputeSettings = ComputeSettings()
+
+    @field_validator("carry")
+    @classmethod
+    def _no_name_twice(cls, value: list[str] | None) -> list[str] | None:
+        taken = score_schema(True).names
+        for name in value or []:
+            if name in taken or (value or []).count(name) > 1:
+                raise ValueError(f"carry: {name} is a column of the scores already; rename it in the list")
+        return value
 
     @property
     def of_rows(self) -> dict[str, Any]:
@@ -121,7 +133,7 @@ def _score(settings: ScoreSettings, reporter: Reporter, started: float, lease: L
     predictor.trust.threshold(settings.abstain, "--abstain")
     if settings.abstain == "bundle" and settings.abstain_by == "margin":
         raise UserError("--abstain bundle is a probability: leave --abstain_by out, or give a margin from 0 to 1")
-    source = open_input(settings.input)
+    source = open_input(settings.input, settings.carry or ())
     asked: dict[str, Any] = {
         "bundles": [bundle.hash for bundle in predictor.bundles],
         "settings": settings.of_rows,

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from protopnet import storage
 from protopnet.errors import UserError
+from protopnet.scoring.inputs import CARRIED
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -69,7 +70,8 @@ def write_manifest(
             ids = pc.coalesce(table["image_id"], pa.array(range(first, first + len(table)), pa.int64()))
             images += len(table)
             columns = [ids, *(table[name] for name in MANIFEST_SCHEMA.names[1:-1]), labels]
-            yield pa.table(columns, schema=MANIFEST_SCHEMA)
+            numbers = pa.table(columns, schema=MANIFEST_SCHEMA)
+            yield numbers.append_column(CARRIED, table["carried"]) if "carried" in table.column_names else numbers
 
     stream = numbered()
     first: list[pa.Table] = []
@@ -121,7 +123,7 @@ def _update(digest: "hashlib._Hash", table: pa.Table) -> None:
 
 def _regrouped(first: list[pa.Table], stream: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
     """The same rows in tables of `rows`; the last may be smaller."""
-    waiting = pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *first])
+    waiting = pa.concat_tables(first or [MANIFEST_SCHEMA.empty_table()])
     first.clear()
     while waiting is not None:
         following = next(stream, None)
@@ -145,7 +147,7 @@ class _Files:
         if self.chunks % self.groups == 0:
             self._close()
             self.opened = storage.open_writer(_file(self.folder_uri, self.chunks // self.groups))
-            self.writer = pq.ParquetWriter(self.opened.__enter__(), MANIFEST_SCHEMA, compression="zstd")
+            self.writer = pq.ParquetWriter(self.opened.__enter__(), chunk.schema, compression="zstd")
         self.writer.write_table(chunk, row_group_size=len(chunk))
         self.chunks += 1
 

@@ -10,7 +10,7 @@ A chunk without its `done` record counts as not begun: its files are written ane
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -48,8 +48,8 @@ EVIDENCE = pa.struct(
 )
 
 
-def score_schema(evidence: bool) -> pa.Schema:
-    """The columns of a part. What is empty in a row with `error` is null."""
+def score_schema(evidence: bool, carry: Sequence[str] = ()) -> pa.Schema:
+    """The columns of a part; carry: of a list, behind them. What is empty in a row with `error` is null."""
     fields = [
         ("image_id", pa.int64()),
         ("uri", pa.string()),
@@ -67,6 +67,7 @@ def score_schema(evidence: bool) -> pa.Schema:
         ("top", pa.list_(TOP)),
         *([("evidence", pa.list_(EVIDENCE))] if evidence else []),
         ("error", pa.string()),  # why the image couldn't be scored, or null
+        *((name, pa.string()) for name in carry),
     ]
     return pa.schema(fields)
 

@@ -43,6 +43,7 @@ class ScoreOptions:
     abstain: Threshold | None = None
     abstain_by: Literal["probability", "margin"] = "probability"
     max_pixels: int = imaging.MAX_PIXELS
+    carry: Sequence[str] | None = None
 
 
 def look(
@@ -68,7 +69,7 @@ class Scorer:
     def __init__(self, predictor: Predictor, options: ScoreOptions, device: torch.device):
         self.predictor, self.options, self.device = predictor, options, device
         self.abstain = predictor.trust.threshold(options.abstain, "--abstain")
-        self.schema = score_schema(options.explain > 0)
+        self.schema = score_schema(options.explain > 0, options.carry or ())
         self.classes = pa.array(predictor.classes, pa.string())
         tables = [bundle.prototypes for bundle in predictor.bundles]
         self.names = [None if table is None else table["name"].combine_chunks() for table in tables]
@@ -83,6 +84,7 @@ class Scorer:
         columns |= {name: rows[name] for name in ("image_id", "uri", "label")}
         columns["label_name"] = self.classes.take(rows["label"].combine_chunks())
         columns["error"] = pa.array(errors, pa.string())
+        columns |= {name: pc.list_element(rows["carried"], at) for at, name in enumerate(self.options.carry or ())}
         return pa.table([columns[name] for name in self.schema.names], schema=self.schema), agreement
 
     def _columns(
