@@ -216,6 +216,19 @@ def _class_by_class(model: ModelSettings, num_classes: int) -> Tensor:
     return torch.arange(num_classes).repeat_interleave(count // num_classes)
 
 
+def whole_image_text(network: "ProtoPNet | Baseline") -> str | None:
+    """A line for people where a prototype covers the whole map: its patch is the whole image, and explains nothing."""
+    if not isinstance(network, ProtoPNet):
+        return None
+    _, rows, columns = network.backbone.map_shape(network.preprocessing.size)
+    if (rows, columns) != tuple(network.prototypes.shape[2:]):
+        return None
+    return (
+        f"each prototype covers the whole {rows} x {columns} map, so its patch is the whole image: "
+        "set model.image_size higher or model.cut earlier"
+    )
+
+
 def _check_map(backbone: Backbone, model: ModelSettings) -> None:
     """Refuse images so small that no prototype fits on their map."""
     _, rows, columns = backbone.map_shape(model.image_size)

@@ -19,7 +19,7 @@ from protopnet.datasets.duplicates import duplicates_across, duplicates_text, se
 from protopnet.datasets.open import mixed, open_dataset
 from protopnet.datasets.validate import check_dataset
 from protopnet.model.bundle import load_bundle
-from protopnet.model.network import ProtoPNet, build_network
+from protopnet.model.network import ProtoPNet, build_network, whole_image_text
 from protopnet.passes import push as push_step
 from protopnet.predictor import Predictor
 from protopnet.quality.evaluate import evaluate
@@ -62,7 +62,9 @@ def run_data(run: Run, stage: Stage, state_in: str | None) -> Result:
     save_state(run.state_uri(stage), run.network().state_dict())
     counts = dataset.counts()
     bad = f", {len(dataset.errors)} unreadable (see errors.parquet)" if len(dataset.errors) else ""
-    further = "".join(f"; {text}" for text in (dataset.source.get("passed_over"), leak) if text)
+    further = "".join(
+        f"; {text}" for text in (dataset.source.get("passed_over"), leak, whole_image_text(network)) if text
+    )
     says = f"{counts['train']} training, {counts['validation']} validation, {counts['test']} test images, "
     return {
         "classes": len(dataset.classes),

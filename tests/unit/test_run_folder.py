@@ -9,6 +9,8 @@ from protopnet.config import RunSettings
 from protopnet.errors import UserError
 from protopnet.progress import LineReporter
 from protopnet.training.run import Run
+from protopnet.training.schedule import Stage
+from protopnet.training.stages import run_data
 
 
 def run_in(folder: Path, **settings: object) -> Run:
@@ -39,3 +41,14 @@ def test_a_run_that_has_begun_is_gone_on_with_by_the_same_settings_only(tmp_path
         pass
     with pytest.raises(UserError, match="begun with seed = 2, now it is 3"), run_in(tmp_path, seed=3).claimed():
         pass
+
+
+@pytest.mark.parametrize(("side", "warned"), [(32, True), (64, False)])
+def test_a_patch_that_is_the_whole_image_is_warned_of(tmp_path: Path, side: int, warned: bool) -> None:
+    run = run_in(
+        tmp_path,
+        birds={"classes": 2, "train_per_class": 4, "test_per_class": 1, "size": 32},
+        model={"backbone": "resnet18", "image_size": side, "prototypes": 2},
+    )
+    says = run_data(run, Stage(0, "data"), None)["says"]
+    assert ("covers the whole 1 x 1 map, so its patch is the whole image: set model.image_size" in says) == warned
