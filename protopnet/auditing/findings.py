@@ -31,7 +31,7 @@ KINDS = {
     "unused": "Hardly used",
 }
 _FEWEST, _ONE_PLACE = 3, 0.1  # images; of the sides of the image, between patches at one place
-_AROUND = 0.15  # of the sides: how far around a patch what it sees may lie
+_AROUND, _WIDE = 0.15, 0.5  # of the sides: around a patch that sees the whole image; more than this is no place
 UseSplit = Literal["validation", "train"]  # of the images on which use is counted
 IMAGE: dict[UseSplit, str] = {"validation": "validation image", "train": "training image"}
 SEVERITIES = {3: "serious", 2: "worth a look", 1: "minor"}
@@ -175,8 +175,13 @@ def background(numbers: pa.Table, settings: AuditSettings) -> Iterable[Finding]:
             yield Finding(severity, "background", row["class"], (row["prototype"],), text)
 
 
-def same_place(nearest: pa.Table, class_P: np.ndarray, settings: AuditSettings) -> Iterable[Finding]:
-    """Things that are seen stand here and there; what was added to the pictures stands where it was put."""
+def same_place(nearest: pa.Table, prototypes: pa.Table, settings: AuditSettings) -> Iterable[Finding]:
+    """Things that are seen stand here and there; what was added to the pictures stands where it was put.
+
+    The region: what the patch can see, and where that is most of the image its surroundings. prototypes: of the bundle.
+    """
+    class_P = prototypes["class"].to_numpy()
+    seen = prototypes.select(["receptive_field", "height", "width"]).to_pylist()
     training = nearest.filter(pc.equal(nearest["split"], "train"))
     edges = np.searchsorted(training["prototype"].to_numpy(), np.arange(len(class_P) + 1))
     maps, cells = training["activation_map"], (training["row"].to_numpy(), training["column"].to_numpy())
@@ -189,8 +194,10 @@ def same_place(nearest: pa.Table, class_P: np.ndarray, settings: AuditSettings) 
         low, high = centres_N2.min(axis=0), centres_N2.max(axis=0)
         if (high - low).max() > _ONE_PLACE or np.minimum(centres_N2, 1 - centres_N2).min(axis=1).max() > settings.edge:
             continue
-        top, left = (low - _AROUND).clip(0).tolist()
-        bottom, right = (high + _AROUND).clip(max=1).tolist()
+        field = np.array(seen[p]["receptive_field"]).reshape(2, 2) / (seen[p]["height"], seen[p]["width"])
+        if (field[1] - field[0]).max() > _WIDE:
+            field = np.stack([low - _AROUND, high + _AROUND]).clip(0, 1)
+        top, left, bottom, right = field.flatten().tolist()
         text = (
             f"The {len(centres_N2)} training images most like prototype {p} are so at one and the same place by the edge: "
             "it may be a label, a watermark or the frame rather than what the picture shows."

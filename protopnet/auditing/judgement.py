@@ -98,7 +98,7 @@ def audit(
             *confused(pairs, class_P, use, names, split),
             *other_classes(nearest, class_P, names, settings),
             *background(numbers, settings),
-            *same_place(nearest, class_P, settings),
+            *same_place(nearest, prototypes, settings),
             *borrowed(per_class, settings, split),
             *repeated(pairs, prototypes),
             *unused(numbers, use, settings, split),

@@ -315,6 +315,9 @@ class TestFindings:
             top, left, bottom, right = each.region
             assert 0 <= top < (at[0] + 0.5) / 4 < bottom <= 1
             assert 0 <= left < (at[1] + 0.5) / 4 < right <= 1
+        small = prototypes().set_column(11, "receptive_field", pa.array([[8, 30, 40, 60]] * 4, pa.list_(pa.int32(), 4)))
+        seen = judged(neighbours([OWN[0]], at=at), table=small).findings
+        assert [each.region for each in seen] == [(0.1, 0.25, 0.5, 0.5)] * by_the_edge  # what the patch sees
         few = judged(neighbours([OWN[0][:2]], at=at)).findings
         assert "same-place" not in {each.kind for each in few}  # two images are no pattern
 
