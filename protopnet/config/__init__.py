@@ -4,200 +4,33 @@ The models here are at once the YAML file (`configs/*.yaml`), the command line
 (`--model.backbone vgg19`, see `protopnet.cli`) and the record kept in the run folder.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from protopnet.config.data import BirdSettings, DataSettings, IntensitySettings
+from protopnet.config.model import ModelSettings
+from protopnet.config.section import Section
+
+__all__ = [
+    "AugmentSettings",
+    "BirdSettings",
+    "CalibrationSettings",
+    "ComputeSettings",
+    "DataSettings",
+    "IntensitySettings",
+    "LastLayerSettings",
+    "ModelSettings",
+    "PrepareSettings",
+    "PushSettings",
+    "RunSettings",
+    "Section",
+    "Threshold",
+    "TrainSettings",
+]
 
 # A probability below which not to answer; bundle: the one that the bundle keeps.
 Threshold = Annotated[float, Field(ge=0, le=1)] | Literal["bundle"]
-
-
-class Section(BaseModel):
-    """A group of settings. Unknown keys are refused, values can't be changed once checked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class IntensitySettings(Section):
-    """Which values of grey images of more than 8 bits become black and white; those of 8 bits are as they are.
-
-    Where neither is given: 0 and the largest value of the file's bits (12 bits in a file of 16 are known by their
-    values), or a DICOM's own window; of floats and of negative values the file's own range.
-    """
-
-    window: tuple[float, float] | None = Field(None, description="the values that become black and white, as 0,4095")
-    percentiles: tuple[float, float] | None = Field(
-        None, description="the same as percentiles of each image's own values, as 1,99"
-    )
-
-    @model_validator(mode="after")
-    def _one_that_rises(self) -> "IntensitySettings":
-        if self.window is not None and self.percentiles is not None:
-            raise ValueError("data.intensity has both window and percentiles: expected one of them")
-        for name, pair in (("window", self.window), ("percentiles", self.percentiles)):
-            if pair is not None and not pair[0] < pair[1]:
-                raise ValueError(
-                    f"data.intensity.{name}: {pair[0]:g},{pair[1]:g} is not valid; expected the lower first"
-                )
-        if self.percentiles is not None and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
-            raise ValueError("data.intensity.percentiles: expected two numbers from 0 to 100")
-        return self
-
-
-class DataSettings(Section):
-    """Where the images come from."""
-
-    source: Literal["birds", "folder", "list", "cub", "shards"] = Field(
-        "birds",
-        description="birds: generated birds; folder: one sub-folder a class (with or without folders "
-        "of splits above or below); list: a .csv, .tsv or .parquet file with columns uri, label and, if you like, split; "
-        "cub: CUB-200-2011 in its official layout; shards: a folder that jobs/prepare.py wrote",
-    )
-    path: str | None = Field(
-        None,
-        description="folder of the images or shards, or the list, a local path or s3://…; not used by generated birds",
-    )
-    classes: int | list[str] | None = Field(
-        None, description="only the first N classes, or only the classes named; all when left out"
-    )
-    crop: Literal["boxes", "none"] = Field(
-        "boxes", description="for cub: crop each image to its bounding box, or keep the full image"
-    )
-    validation: float = Field(
-        0.1, ge=0, lt=1, description="share of each class's training images that is kept for validation"
-    )
-    test: float = Field(
-        0.2, ge=0, lt=1, description="share of each class cut off for testing when the source has no test split"
-    )
-    max_bad: float = Field(
-        0.05, ge=0, le=1, description="largest share of images that can't be read before the job gives up"
-    )
-    max_pixels: int = Field(
-        50_000_000, ge=1, description="images with more pixels than this are refused (decompression bombs)"
-    )
-    intensity: IntensitySettings = Field(
-        IntensitySettings(), description="which values become black and white in grey images of more than 8 bits"
-    )
-    duplicates: Literal["warn", "refuse", "drop"] = Field(
-        "warn",
-        description="validation and test images that are, to the byte, training images too: name them, end the job, or "
-        "drop them from training",
-    )
-    workers: int | None = Field(
-        None,
-        ge=1,
-        description="threads that decode images beside each training worker; the machine's cores shared out when left out",
-    )
-
-
-class BirdSettings(Section):
-    """The generated birds (used when data.source is birds)."""
-
-    classes: int = Field(12, ge=2, le=200, description="number of kinds of bird")
-    train_per_class: int = Field(60, ge=2, description="training images a class")
-    test_per_class: int = Field(20, ge=1, description="test images a class")
-    size: int = Field(128, ge=32, le=1024, description="width and height in pixels")
-    seed: int = Field(0, ge=0, description="another seed draws other kinds and other birds")
-
-
-class ModelSettings(Section):
-    """The network."""
-
-    kind: Literal["protopnet", "baseline"] = Field(
-        "protopnet", description="protopnet, or its black-box counterpart: the same backbone with a linear head"
-    )
-    backbone: str = Field(
-        "resnet18",
-        description="a torchvision classification network by name (vgg16, densenet121, …), or one of timm's: "
-        "timm/convnext_tiny, timm/vit_small_patch14_dinov2.lvd142m, …",
-    )
-    cut: str | None = Field(
-        None,
-        description="name of the module whose output is the feature map, e.g. layer2 (torchvision) or one of timm's own "
-        "feature maps, e.g. blocks.7 or stages.2; the authors' place, or the last map, when left out",
-    )
-    weights: str | None = Field(
-        None,
-        description="weights the backbone starts with: a .pth or .safetensors file (local or s3://), "
-        "`imagenet` to download torchvision's, `pretrained` to download timm's, or nothing: from scratch; with model.start "
-        "bundle the folder of a bundle",
-    )
-    image_size: int = Field(
-        224,
-        ge=32,
-        le=2048,
-        description="images are resized to this many pixels on each side; "
-        "for timm's networks the size their weights were trained for when left out",
-    )
-    pool: int = Field(
-        1, ge=1, le=15, description="each cell of the backbone's map becomes the mean of a square of so many; odd"
-    )
-    add_on: Literal["regular", "bottleneck", "linear"] = Field(
-        "regular",
-        description="layers between backbone and prototypes: regular and bottleneck as published; linear: one "
-        "convolution, and no sigmoid",
-    )
-    prototype_depth: int = Field(128, ge=2, le=4096, description="channels of the latent map and of each prototype")
-    prototypes: int | None = Field(
-        None, ge=1, description="number of prototypes over all classes; 10 a class when left out"
-    )
-    prototype_shape: tuple[int, int] = Field((1, 1), description="height and width of a prototype in latent cells")
-    similarity: Literal["log", "linear", "cosine"] = Field(
-        "log", description="log((d+1)/(d+epsilon)) and -d of the squared distance d, or the cosine"
-    )
-    epsilon: float = Field(1e-4, gt=0, description="epsilon of the log similarity")
-    connection_scale: float | None = Field(
-        None,
-        gt=0,
-        description="class connections start at +scale for the own class and -scale/2 for others; "
-        "1 for log and linear, 10 for cosine when left out",
-    )
-    start: Literal["data", "parts", "random", "bundle"] = Field(
-        "data",
-        description="data: add-on layers from the principal directions of the backbone's patches, prototypes from "
-        "k-means of each class's patches; parts: prototype g of every class is part g, found over all classes on the "
-        "foreground; random: as published; bundle: go on with all of the bundle that model.weights names, classes matched "
-        "by name",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _size_as_trained(cls, given: Any) -> Any:
-        """timm knows the size of image that each of its networks was trained for."""
-        backbone = given.get("backbone") if isinstance(given, dict) else None
-        if not isinstance(backbone, str) or not backbone.startswith("timm/") or "image_size" in given:
-            return given
-        import timm  # only where it is asked for: importing it takes seconds
-
-        trained: Any = timm.get_pretrained_cfg(backbone.removeprefix("timm/"), allow_unregistered=True)
-        return given if trained is None else {**given, "image_size": max(trained.input_size[1:])}
-
-    @field_validator("pool")
-    @classmethod
-    def _has_a_middle(cls, value: int) -> int:
-        if value % 2 == 0:
-            raise ValueError(f"model.pool: {value} is not valid; expected an odd number: 1, 3, 5, …")
-        return value
-
-    @model_validator(mode="after")
-    def _start_fits(self) -> "ModelSettings":
-        fits = (self.add_on, self.similarity, self.prototype_shape) == ("linear", "cosine", (1, 1))
-        if self.start == "parts" and not fits:
-            raise ValueError(
-                "model.start parts needs model.add_on linear, model.similarity cosine and model.prototype_shape 1,1"
-            )
-        if self.start == "data" and self.add_on == "linear":
-            raise ValueError("model.start data has nothing to set in model.add_on linear: set model.start to parts")
-        if self.start == "bundle" and (self.weights is None or self.kind == "baseline"):
-            raise ValueError("model.start bundle needs model.weights, the folder of a bundle, and model.kind protopnet")
-        return self
-
-    @property
-    def own_connection(self) -> float:
-        """Class connection of a prototype to its own class before the last layer is optimised."""
-        if self.connection_scale is not None:
-            return self.connection_scale
-        return 10.0 if self.similarity == "cosine" else 1.0
 
 
 class AugmentSettings(Section):
