@@ -20,7 +20,7 @@ from protopnet.cluster import connect, plan_pass
 from protopnet.config import BirdSettings, ComputeSettings, DataSettings, Section
 from protopnet.datasets.open import open_dataset, recognise
 from protopnet.datasets.validate import check_bad_share
-from protopnet.errors import exit_with_a_sentence
+from protopnet.errors import UserError, exit_with_a_sentence
 from protopnet.imaging import MAX_PIXELS
 from protopnet.passes.image_pass import PassOptions
 from protopnet.predictor import Predictor
@@ -85,6 +85,8 @@ def _evaluate(settings: EvaluateSettings) -> tuple[dict[str, Any], str]:
         test=0,
     )
     dataset = open_dataset(_Source(data=data, seed=settings.seed), settings.output)
+    if quality is not None and (unusable := dataset.source.get("no_key_points")):
+        raise UserError(f"--quality needs key points: {unusable}")
     check_bad_share(settings.data, dataset.table.num_rows, dataset.errors, settings.max_bad)
     split = settings.split or ("test" if len(dataset.split("test")) else "all")
     rows = with_labels_of(predictor.classes, dataset, split)

@@ -56,10 +56,13 @@ def scan_folder(path: str, settings: DataSettings, seed: int, progress: Progress
     if not storage.is_folder(root):
         raise UserError(f"{path} isn't a folder (data.path); expected one sub-folder of images a class")
     found, names, passed = list_images(root)
+    parts, unusable = _read_parts(root)
     source = {"kind": "folder", "path": root, "crop": "none"}
-    if text := passed.text():
+    if text := "; ".join(filter(None, (passed.text(), unusable))):
         source["passed_over"] = text
-    return read_found(found, names, source, settings, seed, parts=_read_parts(root), progress=progress)
+    if unusable:
+        source["no_key_points"] = unusable
+    return read_found(found, names, source, settings, seed, parts=parts, progress=progress)
 
 
 def read_found(
@@ -154,17 +157,18 @@ def _check(image: Found, max_pixels: int) -> dict[str, Any] | BadRow:
     }
 
 
-def _read_parts(root: str) -> dict[str, list[dict[str, Any]]]:
-    """Key points by image path from parts.csv, if it is there; `UserError` for anything else than its docstring's."""
+def _read_parts(root: str) -> tuple[dict[str, list[dict[str, Any]]], str]:
+    """Key points by image path from parts.csv, if it is there, and what is wrong with one of other columns: that is passed
+    over, since nothing but the quality of explanations needs it. `UserError` for places that can't be right."""
     uri = storage.join(root, "parts.csv")
     if not storage.exists(uri):
-        return {}
+        return {}, ""
     reader = csv.DictReader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig", errors="replace")))
     names = list(reader.fieldnames or [])
     if sorted(names) != ["image", "part", "x", "y"]:
-        raise UserError(
-            f"{uri} has the columns {','.join(names)}; expected image,part,x,y: a line a key point, x and y in fractions "
-            "of the image (rename the file if it is something else)"
+        return {}, (
+            f"parts.csv is passed over, it has the columns {','.join(names)}; expected image,part,x,y: a line a key point, "
+            "x and y in fractions of the image"
         )
     parts: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in reader:
@@ -178,4 +182,4 @@ def _read_parts(root: str) -> dict[str, list[dict[str, Any]]]:
                 "height; expected numbers from 0 to 1 (divide pixels by the image's size)"
             )
         parts[row["image"]].append({"part": row["part"], "x": x, "y": y})
-    return dict(parts)
+    return dict(parts), ""

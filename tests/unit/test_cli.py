@@ -1,5 +1,6 @@
 """Settings from YAML and the command line: precedence, help, and one-line errors."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -262,10 +263,17 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 
 def test_help_names_every_setting_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_text(RunSettings, capsys)
-    for section, field in RunSettings.model_fields.items():
-        inner = getattr(field.annotation, "model_fields", None)
-        for option in [f"{section}.{key}" for key in inner] if inner else [section]:
-            assert f"  --{option} " in text
+
+    def options(section: type[Section], prefix: str = "") -> Iterator[str]:
+        for name, field in section.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, Section):
+                yield from options(inner, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    for option in options(RunSettings):
+        assert f"  --{option} " in text
     assert "Optional" not in text
     assert "NoneType" not in text
 

@@ -237,9 +237,6 @@ def test_key_points_beside_a_folder_are_carried_along(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("file,part,x,y\n", "has the columns file,part,x,y; expected image,part,x,y"),
-        ("image,part,x,y,visible\n", "has the columns image,part,x,y,visible; expected"),
-        ("", "expected image,part,x,y"),
         ("image,part,x,y\nclass 0/00.jpg,beak,250,0.5\n", "line 2: x 250 and y 0.5 aren't fractions"),
         ("image,part,x,y\nclass 0/00.jpg,beak,0.5,-0.1\n", "line 2: .* expected numbers from 0 to 1"),
         ("image,part,x,y\nclass 0/00.jpg,beak,0.5,0.5\nclass 0/00.jpg,tail,nan,0.5\n", "line 3: x nan"),
@@ -252,6 +249,16 @@ def test_key_points_that_cannot_be_right_are_refused(tmp_path: Path, text: str, 
         scan(tmp_path)
     (tmp_path / "parts.csv").write_text("y,x,part,image\n0.25,0.5,beak,class 0/00.jpg\n")
     assert scan(tmp_path).table["parts"].to_pylist()[0] == [{"part": "beak", "x": 0.5, "y": 0.25}]
+
+
+@pytest.mark.parametrize("columns", ["file,part,x,y", "image,part,x,y,visible", ""])
+def test_key_points_in_other_columns_are_passed_over_and_said(tmp_path: Path, columns: str) -> None:
+    flowers(tmp_path, 2, 1)
+    (tmp_path / "parts.csv").write_text(f"{columns}\n")
+    found = scan(tmp_path)
+    assert found.table["parts"].null_count == len(found.table)
+    assert f"has the columns {columns}; expected image,part,x,y" in found.source["no_key_points"]
+    assert found.source["no_key_points"] in found.source["passed_over"]
 
 
 def test_classes_are_chosen_by_number_and_by_name(tmp_path: Path) -> None:
