@@ -10,6 +10,7 @@ them. The page saves corrections.yaml, for jobs/prune.py --config, and the new b
 
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -44,7 +45,7 @@ from protopnet.workbench.desk import Desk
 from protopnet.workbench.log import DecisionLog
 from protopnet.workbench.session import Session
 
-_STOPS_WITHIN_S = 5
+_STOPS_WITHIN_S, _LOOKS_EVERY_S = 5, 0.02
 
 
 class WorkbenchSettings(AuditSettings):
@@ -79,7 +80,6 @@ def main() -> None:
         log = DecisionLog(Path(settings.folder) / "decisions.jsonl")
         connect(settings.compute, {"DATA": settings.data})
         bench = prepare(bundle, corrector, log, settings)
-        print(f"workbench  http://{settings.host}:{settings.port}/", flush=True)
         serve(bench, keys, settings)
         bench.session.close()
 
@@ -184,6 +184,9 @@ def serve(bench: Workbench, keys: Keys, settings: WorkbenchSettings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, told)
     thread.start()
+    while thread.is_alive() and not server.started:
+        time.sleep(_LOOKS_EVERY_S)
+    print(f"workbench  http://{settings.host}:{settings.port}/", flush=True)  # from now on it answers
     stop.wait()
     server.should_exit = True
     thread.join()

@@ -243,7 +243,7 @@ def test_killed_in_the_middle_it_goes_on_with_every_decision_that_was_taken(
     page.get_by_role("button", name="Name it").click()
     page.locator(".asked input").fill("coloured mark")
     page.get_by_role("button", name="Decide").click()
-    expect(page.locator("#accuracy")).to_have_attribute("data-number", "1")
+    expect(page.locator("#accuracy")).to_have_attribute("data-number", "1", timeout=30_000)
     running.kill()
     log = running.folder / "decisions.jsonl"
     with log.open("ab") as file:  # as a second decision leaves it that is cut off while it is written
