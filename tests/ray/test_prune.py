@@ -259,9 +259,10 @@ def optimum(draft: Draft, network: ProtoPNet, dataset: Dataset, pixels_of: Calla
         similarities = draft.network(network, MODEL)(pixels_of(train)).similarities_BP.numpy()
     blocks = [RowBlock(similarities, train["label"].to_numpy(), 3)]
     off = off_class_KP(draft.prototype_class_P, 3)
-    how: dict[str, Any] = LAST_LAYER.model_dump(include={"l1", "ridge", "tolerance", "max_iterations"})
-    metric = metric_over(blocks)
-    return solve(mean_over(blocks), anchor_KP(off, MODEL.own_connection), off, metric=metric, **how).weights
+    how: dict[str, Any] = LAST_LAYER.model_dump(include={"l1", "ridge", "tolerance"}) | {"max_iterations": 20_000}
+    solution = solve(mean_over(blocks), anchor_KP(off, MODEL.own_connection), off, metric=metric_over(blocks), **how)
+    assert solution.converged
+    return solution.weights
 
 
 def test_the_whole_way_to_a_new_bundle(
