@@ -299,7 +299,8 @@ def test_the_whole_way_to_a_new_bundle(
     assert new.prototypes["class"].to_pylist() == new.network.prototype_class.tolist()
     assert new.info.architecture.prototypes == 9
     assert new.info.calibration is not None
-    assert (new.info.calibration.split, new.info.calibration.images) == ("train", len(dataset.split("train")))
+    seen = (new.info.calibration.split, new.info.calibration.images)
+    assert seen == ("validation", len(dataset.split("validation")))
     assert torch.equal(new.network.prototypes, correction.draft.prototypes_PDhw)
 
     weights = new.network.last_layer.weight.detach().numpy()
