@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from browsing import chromium
 from installed import build_wheel, install
 from PIL import Image
 from running_jobs import Finished, Jobs, Left, Scored, TrainedRun
@@ -92,3 +94,13 @@ def scored(jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> Scored:
         path.write_bytes(photo(n, width=90 + n % 7) if n % 12 else b"no picture")
     todo = Scored(images, bundle, folder / "out", Finished(0, "", ""))
     return replace(todo, job=jobs.run("score", *todo.arguments(todo.output)))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = chromium()
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as starter:
+        browser = starter.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsing import assert_adds_up, chromium, rows, watched
+from browsing import assert_adds_up, rows, watched
 from PIL import ExifTags, Image
 from serving import CLASSES, Client, local_app, photo
 
@@ -37,15 +37,6 @@ def guarded(bundles: list[str], tmp_path_factory: pytest.TempPathFactory) -> Ite
     tokens.write_text(TOKEN)
     with local_app(bundles, "/guarded", token_file=str(tokens), max_bytes=50_000) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = chromium()
-    with playwright.sync_playwright() as starter:
-        browser = starter.chromium.launch(executable_path=path)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from browsing import chromium, watched
+from browsing import watched
 from confounded import paint_mark, write_confounded
 from PIL import Image
 from running_jobs import ROOT, Jobs
@@ -123,15 +123,6 @@ def start(
 @pytest.fixture(scope="module")
 def running(start: Callable[[str], Running]) -> Running:
     return start("running")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = chromium()
-    with playwright.sync_playwright() as starter:
-        browser = starter.chromium.launch(executable_path=path)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
