@@ -1,21 +1,22 @@
-"""Files on a local path or in a bucket (`s3://…`), through one small set of functions.
+"""Files on a local path, in a bucket (`s3://…`) or wherever fsspec can read, through one small set of functions.
 
 What is written here appears whole or not at all: a local file is written under a hidden name, synced and
 renamed; an object in S3 becomes visible when its upload is complete. Credentials and endpoint come from the
 usual environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `AWS_PROFILE`, …).
 
-A *location* (uri) is a plain local path, `file://…`, or `s3://bucket/key`. The functions take any of them and
-give back absolute local paths or `s3://` URIs. A file that isn't there is a `FileNotFoundError`; what only
-the user can put right (no such bucket, wrong credentials, nobody at the endpoint) is a `UserError`.
+A *location* (uri) is a plain local path, `file://…`, `s3://bucket/key`, or another kind that fsspec knows: `https://…`
+to read, `gs://…` and `abfs://…` with their packages. The functions give back absolute local paths or full URIs.
+A file that isn't there is a `FileNotFoundError`; what only the user can put right (no such bucket, wrong
+credentials, nobody at the endpoint) is a `UserError`.
 """
 
 import contextlib
 import errno
+import io
 import json
 import os
 import secrets
 import shutil
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,61 +27,16 @@ import pyarrow.fs as pafs
 from botocore.exceptions import BotoCoreError, ClientError
 
 from protopnet.errors import UserError
+from protopnet.filesystems import WEB, filesystem, is_remote
 
 _UNFINISHED = ".unfinished"  # suffix of a file that is being written, or was when its process was killed
 _THREADS = 16  # requests in flight when many objects are moved
-_ATTEMPTS = 10  # of one request to a bucket
-
-_open_filesystems: dict[tuple[object, ...], fsspec.AbstractFileSystem] = {}
-_opening = threading.Lock()
-
-
-def is_remote(uri: str) -> bool:
-    """True for anything with a scheme other than `file://`."""
-    return "://" in uri and not uri.startswith("file://")
 
 
 def join(uri: str, *parts: str) -> str:
     """`uri/part/part`, with single slashes between; an empty part is left out."""
     pieces = [piece for piece in (part.strip("/") for part in parts) if piece]
     return "/".join([uri.rstrip("/"), *pieces] if uri else pieces) or uri
-
-
-def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a location, and the path on it.
-
-    One file system a process: s3fs must not be carried over a fork, and a change of the AWS environment
-    (another endpoint, other credentials) gives another one.
-    """
-    scheme = uri.split("://", 1)[0] if is_remote(uri) else "file"
-    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "FSSPEC_"))))
-    key = (os.getpid(), scheme, settings if scheme == "s3" else ())
-    opened = _open_filesystems.get(key)
-    if opened is None:
-        with _opening:
-            opened = _open_filesystems.get(key) or _open_filesystem(scheme, uri)
-            _open_filesystems[key] = opened
-    if scheme == "file":
-        return opened, os.path.abspath(uri.removeprefix("file://"))
-    return opened, uri.split("://", 1)[1].strip("/")
-
-
-def _open_filesystem(scheme: str, uri: str) -> fsspec.AbstractFileSystem:
-    # Listings aren't cached: other processes write the same folders.
-    options: dict[str, Any] = {"use_listings_cache": False, "config_kwargs": _retrying()} if scheme == "s3" else {}
-    try:
-        return fsspec.filesystem(scheme, skip_instance_cache=True, **options)
-    except (ValueError, ImportError):
-        raise UserError(f"{uri}: storage of this kind isn't supported; use a local path or s3://bucket/…") from None
-
-
-def _retrying() -> dict[str, Any]:
-    """How often S3 is asked again when it is busy or fails, unless the environment says it (`AWS_MAX_ATTEMPTS`).
-
-    boto's own default gives up after four: with thousands of requests to a throttled bucket, one of them will.
-    """
-    retries = {"mode": os.environ.get("AWS_RETRY_MODE", "standard"), "total_max_attempts": _ATTEMPTS}
-    return {} if "AWS_MAX_ATTEMPTS" in os.environ else {"retries": retries}
 
 
 @contextlib.contextmanager
@@ -105,6 +61,11 @@ def _said_plainly(uri: str) -> Iterator[None]:
             # Not a fault of this one file: it must not pass for one.
             raise UserError(f"{uri}: the bucket kept failing ({error}); the same command goes on from here") from error
         raise
+    except Exception as error:
+        # What the web answers, a 403 say, is the fault of one file; aiohttp is loaded only where it is asked.
+        if uri.startswith(WEB) and type(error).__module__.startswith("aiohttp"):
+            raise OSError(str(error) or type(error).__name__) from error
+        raise
 
 
 def _require_bucket(uri: str) -> None:
@@ -118,7 +79,12 @@ def _require_bucket(uri: str) -> None:
 def located(uri: str) -> str:
     """The location in the form in which it is recorded: absolute local path or URI, no slash at the end."""
     _, path = filesystem(uri)
-    return f"{uri.split('://', 1)[0]}://{path}" if is_remote(uri) else path
+    return _full(uri, path) if is_remote(uri) else path
+
+
+def _full(uri: str, path: str) -> str:
+    """The location of a path on the file system that `uri` is on."""
+    return path if "://" in path else f"{uri.split('://', 1)[0]}://{path.strip('/')}"
 
 
 def exists(uri: str) -> bool:
@@ -129,7 +95,9 @@ def exists(uri: str) -> bool:
 
 
 def is_folder(uri: str) -> bool:
-    """True for a local folder, and for a prefix under which there are objects."""
+    """True for a local folder, and for a prefix under which there are objects; the web has no folders."""
+    if uri.startswith(WEB):
+        return False
     fs, path = filesystem(uri)
     with _said_plainly(uri):
         return bool(fs.isdir(path))
@@ -140,6 +108,13 @@ def read_bytes(uri: str) -> bytes:
     fs, path = filesystem(uri)
     with _said_plainly(uri):
         return bytes(fs.cat_file(path))
+
+
+def read_range(uri: str, first: int, number: int) -> bytes:
+    """`number` bytes from the one at `first` on; fewer where the file ends before."""
+    fs, path = filesystem(uri)
+    with _said_plainly(uri):
+        return bytes(fs.cat_file(path, start=first, end=first + number)) if number else b""
 
 
 def read_json(uri: str) -> Any:
@@ -161,11 +136,16 @@ def write_json(uri: str, obj: Any) -> None:
     write_bytes(uri, (json.dumps(obj, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def open_reader(uri: str) -> IO[bytes]:
-    """A file to read piece by piece. Nothing is read ahead: callers ask for the ranges they need."""
+def open_reader(uri: str, ahead: int = 0) -> IO[bytes]:
+    """A file to read piece by piece. ahead: bytes read at once beyond what is asked for, for those who read on."""
     fs, path = filesystem(uri)
     with _said_plainly(uri):
-        return fs.open(path, "rb", cache_type="none") if is_remote(uri) else open(path, "rb")
+        if not is_remote(uri):
+            return open(path, "rb")
+        if uri.startswith(WEB) and not fs.info(path).get("partial"):  # a server that sends files whole
+            return io.BytesIO(fs.cat_file(path))
+        kind = {"cache_type": "readahead", "block_size": ahead} if ahead else {"cache_type": "none"}
+        return fs.open(path, "rb", **kind)
 
 
 @contextlib.contextmanager
@@ -231,12 +211,11 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
         found = fs.find(path)
     if not found:
         _require_bucket(uri)
-    scheme = uri.split("://", 1)[0]
-    return sorted(f"{scheme}://{name}" for name in found if name.endswith(suffix) and not name.endswith("/"))
+    return sorted(_full(uri, name) for name in found if name.endswith(suffix) and not name.endswith("/"))
 
 
 def each_file(uri: str) -> Iterator[str]:
-    """The files of `list_files` one after another, of which only a folder's or a page are held at a time.
+    """The files of `list_files` one after another; of a local folder or S3 only a folder's or a page are held at a time.
 
     Folder by folder in the order of names, or in the bucket's order of keys: always the same for the same files.
     """
@@ -246,8 +225,10 @@ def each_file(uri: str) -> Iterator[str]:
         except PermissionError as error:
             raise UserError(f"{error.filename} can't be listed: {error.strerror}") from error
         return
+    if not uri.startswith("s3://"):
+        yield from list_files(uri)
+        return
     fs, path = filesystem(uri)
-    scheme = uri.split("://", 1)[0]
     bucket, _, prefix = path.partition("/")
     page: dict[str, Any] = {"NextContinuationToken": None}
     while "NextContinuationToken" in page:
@@ -257,7 +238,7 @@ def each_file(uri: str) -> Iterator[str]:
             page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **further)
         for found in page.get("Contents", []):
             if not found["Key"].endswith("/"):
-                yield f"{scheme}://{bucket}/{found['Key']}"
+                yield f"s3://{bucket}/{found['Key']}"
 
 
 def _local_files(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:

@@ -4,8 +4,9 @@ python jobs/score.py --bundle runs/quickstart/bundle --input my-images --output 
 python jobs/score.py --bundle s3://b/one --bundle s3://b/two --input s3://b/photos --output s3://b/scores --explain 5
 python jobs/score.py --bundle … --input … --output … --plan      what it would use; starts nothing
 
-The input may be a folder or a bucket's prefix, a list of locations (a line each in .txt; the column `uri` of .csv, .tsv
-or .parquet), or shards of jobs/prepare.py. The same command goes on where it was stopped. Exit code 1: it is finished,
+The input may be a folder or a bucket's prefix, with images, tar files (WebDataset) and Parquet files that hold images; a
+list of locations (a line each in .txt; the column `uri` of .csv, .tsv or .parquet), also ones on the web; or shards of
+jobs/prepare.py. The same command goes on where it was stopped. Exit code 1: it is finished,
 but more than max_bad of the images couldn't be scored.
 """
 

@@ -7,7 +7,7 @@ is never an image or a class, whatever its suffix; it is counted, so that nothin
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
 
 from protopnet.words import counted, first_few
@@ -52,8 +52,11 @@ class Passed:
     others: Counter[str] = field(default_factory=Counter)
     outside: int = 0
 
-    def images_among(self, paths: Iterable[str]) -> Iterator[str]:
-        """The images of a folder's files (paths relative to it), in the same order; all else is counted here."""
+    def images_among(self, paths: Iterable[str], kinds: Set[str] = SUFFIXES) -> Iterator[str]:
+        """The images of a folder's files (paths relative to it), in the same order; all else is counted here.
+
+        kinds: suffixes of what is wanted.
+        """
         self.leftovers.clear()
         self.others.clear()
         for path in paths:
@@ -62,7 +65,7 @@ class Passed:
             suffix = os.path.splitext(path)[1].lower()
             if leftover is not None:
                 self.leftovers[leftover] += 1
-            elif suffix in SUFFIXES:
+            elif suffix in kinds:
                 yield path
             else:
                 self.others[suffix] += 1

@@ -13,6 +13,11 @@ from dataclasses import dataclass
 from protopnet.errors import UserError
 from protopnet.words import first_few
 
+# Of lists and tables: names of columns, of which the first that is there counts.
+URI_COLUMNS = ("uri", "path", "file", "image")
+LABEL_COLUMNS = ("label", "class", "class_name", "category")
+SPLIT_COLUMNS = ("split", "set", "subset")
+
 _NAMES = {
     "train": "train training trn",
     "validation": "val valid validation validate dev development",

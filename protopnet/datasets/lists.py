@@ -20,14 +20,12 @@ import pyarrow.parquet as pq
 from protopnet import storage
 from protopnet.config import DataSettings
 from protopnet.datasets.folders import Found, Progress, read_found
-from protopnet.datasets.layout import split_of
+from protopnet.datasets.layout import LABEL_COLUMNS, SPLIT_COLUMNS, URI_COLUMNS, split_of
 from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
+from protopnet.filesystems import unsupported
 
 LISTS = (".txt", ".csv", ".tsv", ".parquet")
-_URI = ("uri", "path", "file", "image")  # names of columns, of which the first that is there counts
-_LABEL = ("label", "class", "class_name", "category")
-_SPLIT = ("split", "set", "subset")
 _PIECE = 10_000  # rows that are Python objects at a time
 _READ_BYTES = 4 << 20  # of a list in a bucket with each request
 
@@ -58,7 +56,7 @@ def labelled(root: str) -> tuple[list[Found], list[str]]:
         raise UserError(
             f"{root} is no list (data.path); expected a file {', '.join(LISTS[1:])} with columns uri and label"
         )
-    found = [_found(entry) for entry in listed(root, (_LABEL, _SPLIT))]
+    found = [_found(entry) for entry in listed(root, (LABEL_COLUMNS, SPLIT_COLUMNS))]
     if not found:
         raise UserError(f"{root} names no images (data.path)")
     return found, sorted({image.class_name for image in found})
@@ -67,7 +65,7 @@ def labelled(root: str) -> tuple[list[Found], list[str]]:
 def _found(entry: Entry) -> Found:
     label, split = entry.values["label"], entry.values["split"]
     if label is None or label == "":
-        raise UserError(f"{entry.place}: no label; expected the class's name in a column {_any_of(_LABEL)}")
+        raise UserError(f"{entry.place}: no label; expected the class's name in a column {_any_of(LABEL_COLUMNS)}")
     known = "train" if split in (None, "") else split_of(str(split))
     if known is None:
         raise UserError(f"{entry.place}: {split!r} is no split; expected train, validation or test")
@@ -121,10 +119,10 @@ def _rows(
 def _columns(names: list[str], uri: str, more: Sequence[Sequence[str]], needed: bool) -> list[str | None]:
     """The column of the locations, and of each of the others if there is one."""
     by_name = {name.lower(): name for name in reversed(names)}
-    first, *others = [next((by_name[w] for w in wanted if w in by_name), None) for wanted in (_URI, *more)]
+    first, *others = [next((by_name[w] for w in wanted if w in by_name), None) for wanted in (URI_COLUMNS, *more)]
     missing = [wanted for wanted, name in zip(more, others, strict=True) if needed and name is None]
     if first is None or missing:
-        absent = _URI if first is None else missing[0]
+        absent = URI_COLUMNS if first is None else missing[0]
         raise UserError(f"{uri} has no column {_any_of(absent)}; its columns are {', '.join(names[:8])}")
     return [first, *others]
 
@@ -136,10 +134,10 @@ def _any_of(names: Sequence[str]) -> str:
 def _resolved(location: Any, base: str, place: str) -> str:
     if not isinstance(location, str) or not location:
         raise UserError(f"{place}: expected the location of an image, found {location!r}")
-    if location.startswith("s3://"):
+    if storage.is_remote(location):
+        if refusal := unsupported(location.split("://", 1)[0]):
+            raise UserError(f"{place}: {location}: {refusal}")
         return location
-    if "://" in location and not location.startswith("file://"):
-        raise UserError(f"{place}: {location} can't be read; expected a local path or s3://bucket/key")
     path = location.removeprefix("file://")
     if storage.is_remote(base) and not os.path.isabs(path):
         return f"{base}/{path}"

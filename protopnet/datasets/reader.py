@@ -1,4 +1,4 @@
-"""The encoded bytes of a dataset's images, from plain files or from shards, on disk or in a bucket."""
+"""The encoded bytes of a dataset's images, from plain files, shards or `packed` ones, on disk or in a bucket."""
 
 import errno
 import os
@@ -9,12 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from protopnet import storage
+from protopnet.datasets.packed import image_column, read_file
 from protopnet.imaging import BadImage
 
 _REMOTE_THREADS = 16
+_CACHE_BYTES = 256 << 20  # row groups of other programs may be large
 _OPEN_SHARDS = 32  # an open shard holds its footer in memory: some 100 kB
 
 Group = tuple[str, int]  # file, row group
@@ -81,7 +84,7 @@ class ImageReader:
                 wanted[files[i], group].append(i)
         for group_key, values in zip(wanted, self._map(self._group, list(wanted), files), strict=True):
             for i in wanted[group_key]:
-                images[i] = values if isinstance(values, OSError) else values[rows[i]].as_py()
+                images[i] = values if isinstance(values, OSError) else _image_of(values, rows[i])
         return images
 
     def _map(self, work: Callable[[Key], Value], keys: list[Key], files: list[str]) -> Iterator[Value]:
@@ -105,9 +108,12 @@ class ImageReader:
             return error
         with self._lock:
             self._groups[key] = images
-            while len(self._groups) > self.cache_groups:
+            while len(self._groups) > self.cache_groups or (len(self._groups) > 1 and self._held() > _CACHE_BYTES):
                 self._groups.popitem(last=False)
         return images
+
+    def _held(self) -> int:
+        return sum(images.nbytes for images in self._groups.values())
 
     def _shard(self, file: str) -> "_Shard":
         with self._lock:
@@ -133,9 +139,12 @@ class _Shard:
             handle = self._idle.pop()
         except IndexError:
             handle = self._open()
-        images = handle.read_row_group(row_group, columns=["image"], use_threads=False).column("image")
+        column = image_column(handle.schema_arrow)
+        if column is None:
+            raise OSError(f"{self.file} holds no images")
+        images = handle.read_row_group(row_group, columns=[column], use_threads=False).column(0)
         self._idle.append(handle)
-        return images
+        return pc.struct_field(images, "bytes") if column.endswith(".bytes") else images
 
     def _open(self) -> pq.ParquetFile:
         with self._first:  # the footer is fetched once
@@ -145,9 +154,14 @@ class _Shard:
         return opened
 
 
+def _image_of(images: pa.ChunkedArray, row: int) -> bytes | OSError:
+    image = images[row].as_py()
+    return OSError("this row has no image") if image is None else image
+
+
 def _read_file(file: str) -> bytes | OSError:
     try:
-        return storage.read_bytes(file)
+        return read_file(file)
     except OSError as error:
         return error
 

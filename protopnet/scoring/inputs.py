@@ -1,6 +1,8 @@
 """What is to be scored, whatever names it, as a stream of rows; only a few are held at a time.
 
-    a folder, s3://bucket/prefix    every image below it, known by its suffix in any case; leftovers of systems are counted
+    a folder, s3://bucket/prefix    every image below it, known by its suffix in any case, also those packed into tar and
+                                    Parquet files; leftovers of systems are counted
+    a tar or Parquet file           the images inside (`datasets.packed`)
     list.txt, .csv, .tsv, .parquet  a location an image: a line, or the column `uri`; relative ones are meant from
                                     the list's own folder
     shards of jobs/prepare.py       the images inside them
@@ -20,6 +22,7 @@ import pyarrow as pa
 from protopnet import storage
 from protopnet.datasets.files import SUFFIXES, Passed
 from protopnet.datasets.lists import LISTS, listed
+from protopnet.datasets.packed import PACKED, Place, folder_of, places_in
 from protopnet.datasets.shards import stream_index
 from protopnet.errors import UserError
 
@@ -36,7 +39,7 @@ INPUT_SCHEMA = pa.schema(
 )
 # Beside them, where there is anything to carry: the values of a list's columns, in the order asked for.
 CARRIED = pa.field("carried", pa.list_(pa.string()))
-Kind = Literal["folder", "list", "shards", "image"]
+Kind = Literal["folder", "packed", "list", "shards", "image"]
 
 _PIECE = 10_000  # rows that are Python objects at a time
 
@@ -60,11 +63,15 @@ def open_input(uri: str, carry: Sequence[str] = ()) -> Input:
         if _is_shards(root):
             return Input("shards", root, lambda: _from_shards(root))
         passed = Passed()
-        return Input("folder", root, lambda: _from_locations(_images_below(root, passed)), passed)
-    if suffix not in LISTS and suffix not in SUFFIXES:
-        raise UserError(f"{uri} is no folder, no list ({', '.join(LISTS)}) and no image (--input)")
+        return Input("folder", root, lambda: _from_places(_images_below(root, passed)), passed)
+    if suffix not in (*LISTS, *SUFFIXES, *PACKED):
+        raise UserError(f"{uri} is no folder, no list ({', '.join(LISTS)}), no tar file and no image (--input)")
     if not storage.exists(root):
         raise UserError(f"there is nothing at {uri} (--input); expected a folder, a bucket's prefix, or a list")
+    if suffix in PACKED and places_in(root) is not None:
+        if carry:
+            raise UserError(f"{uri} holds images, not their locations: columns are carried of lists only (--carry)")
+        return Input("packed", root, lambda: _from_places(places_in(root) or []))
     if suffix in LISTS:
         return Input("list", root, lambda: _from_list(root, carry))
     return Input("image", root, lambda: _from_locations([root]))
@@ -80,14 +87,21 @@ def _from_shards(root: str) -> Iterator[pa.Table]:
         yield rows.rename_columns({"class_name": "folder"}).select(INPUT_SCHEMA.names).cast(INPUT_SCHEMA)
 
 
-def _from_locations(locations: Iterable[str]) -> Iterator[pa.Table]:
-    waiting = iter(locations)
+def _from_places(places: Iterable[Place]) -> Iterator[pa.Table]:
+    waiting = iter(places)
     while piece := list(itertools.islice(waiting, _PIECE)):
-        # A name that isn't UTF-8 can't be written to Parquet: its row says that it can't be read.
-        uris = [uri.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for uri in piece]
-        nowhere = [-1] * len(uris)
-        folders = [uri.rsplit("/", 2)[-2] if uri.count("/") > 1 else None for uri in uris]
-        yield pa.table([[None] * len(uris), uris, uris, nowhere, nowhere, folders], schema=INPUT_SCHEMA)
+        uris, files, groups, rows, folders = zip(*piece, strict=True)
+        columns = [[None] * len(piece), map(_as_text, uris), map(_as_text, files), groups, rows, folders]
+        yield pa.table([list(column) for column in columns], schema=INPUT_SCHEMA)
+
+
+def _from_locations(locations: Iterable[str]) -> Iterator[pa.Table]:
+    return _from_places(Place(uri, uri, folder=folder_of(uri)) for uri in locations)
+
+
+def _as_text(uri: str) -> str:
+    """A name that isn't UTF-8 can't be written to Parquet: its row says that it can't be read."""
+    return uri.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _from_list(root: str, carry: Sequence[str]) -> Iterator[pa.Table]:
@@ -102,6 +116,13 @@ def _from_list(root: str, carry: Sequence[str]) -> Iterator[pa.Table]:
         yield rows.append_column(CARRIED, pa.array(carried, CARRIED.type))
 
 
-def _images_below(root: str, passed: Passed) -> Iterator[str]:
+def _images_below(root: str, passed: Passed) -> Iterator[Place]:
     paths = (uri[len(root) :].lstrip("/") for uri in storage.each_file(root))
-    return (storage.join(root, path) for path in passed.images_among(paths))
+    for path in passed.images_among(paths, SUFFIXES | PACKED):
+        uri, suffix = storage.join(root, path), os.path.splitext(path)[1].lower()
+        if suffix not in PACKED:
+            yield Place(uri, uri, folder=folder_of(uri))
+        elif (places := places_in(uri)) is not None:
+            yield from places
+        else:
+            passed.others[suffix] += 1

@@ -4,6 +4,7 @@ import io
 import itertools
 import multiprocessing
 import pickle
+import tarfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
@@ -26,6 +28,7 @@ from protopnet.datasets.rows import Dataset, as_stored
 from protopnet.datasets.shards import open_shards, write_shards
 from protopnet.datasets.writer import Limits
 from protopnet.errors import UserError
+from protopnet.scoring.inputs import open_input
 
 _numbers = itertools.count(1)
 FOLDER = DataSettings(source="folder", path="-")
@@ -290,3 +293,20 @@ def test_wrong_credentials_are_said_plainly(bucket: str, monkeypatch: pytest.Mon
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_packed_images_of_a_bucket_are_read_by_ranges(bucket: str) -> None:
+    images = [jpeg(n) for n in range(3)]
+    tar, table = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        for name, data in zip(("a.jpg", "b.txt", "sub/c.jpg"), images, strict=True):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    pq.write_table(pa.table({"image": images}), table, row_group_size=2)
+    storage.write_bytes(f"{bucket}/in/x.tar", tar.getvalue())
+    storage.write_bytes(f"{bucket}/in/y.parquet", table.getvalue())
+    rows = pa.concat_tables(open_input(f"{bucket}/in").tables())
+    names = ["x.tar/a.jpg", "x.tar/sub/c.jpg", "y.parquet/0-0", "y.parquet/0-1", "y.parquet/1-0"]
+    assert rows["uri"].to_pylist() == [f"{bucket}/in/{name}" for name in names]
+    assert ImageReader().read(rows, range(5)) == [images[0], images[2], *images]

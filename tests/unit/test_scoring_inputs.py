@@ -78,10 +78,10 @@ def test_lists_of_every_kind(tmp_path: Path, suffix: str) -> None:
     ("name", "content", "sentence"),
     [
         ("a.csv", b"place,size\nx.jpg,3", "no column uri.*its columns are place, size"),
-        ("a.txt", b"x.jpg\nhttps://example.org/y.jpg", "line 2: https://example.org/y.jpg can't be read"),
+        ("a.txt", b"x.jpg\npigeon://coop/y.jpg", "line 2: pigeon://coop/y.jpg: .*supported"),
         ("a.csv", b'uri\nx.jpg\n""\n', "line 3: expected the location of an image"),
         ("a.txt", b"\xff\xfe\x00", "isn't text in UTF-8"),
-        ("a.parquet", b"no parquet", "can't be read as a list"),
+        ("a.parquet", b"no parquet", "can't be read as Parquet"),
     ],
 )
 def test_a_list_that_is_wrong_is_one_sentence(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
