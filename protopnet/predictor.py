@@ -51,6 +51,11 @@ class Scores:
         """Which images look like nothing that it knows; None where it can't say."""
         return self.trust.unknown(self.best_MB)
 
+    def only(self, keep_B: torch.Tensor) -> "Scores":
+        """Of the images that a mask keeps."""
+        keep_B = keep_B.to(self.logits_BK.device)
+        return Scores(self.logits_BK[keep_B], self.members_MBK[:, keep_B], self.best_MB[:, keep_B], self.trust)
+
 
 class Predictor:
     """One bundle, or several as an ensemble whose logits are added up.

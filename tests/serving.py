@@ -21,7 +21,9 @@ from PIL import Image
 from protopnet import imaging
 from protopnet.config import ModelSettings
 from protopnet.model.bundle import PROTOTYPE_SCHEMA, save_bundle
+from protopnet.model.calibration import Calibration
 from protopnet.model.network import ProtoPNet, build_network, set_phase
+from protopnet.model.usual import Usual
 
 SIZE = 64
 CLASSES = ["001.Blue_Jay", "002.Northern_Cardinal", "003.Winter_Wren", "7"]
@@ -42,8 +44,13 @@ def pixels(*encoded: bytes) -> torch.Tensor:
     return imaging.normalise(pixels_BHWC, imaging.Preprocessing(size=SIZE))
 
 
-def make_bundle(folder: Path, seed: int, kind: str = "protopnet", images: str = "images") -> str:
-    """A bundle with random weights, and a record of where below `images` each prototype is from."""
+def make_bundle(
+    folder: Path, seed: int, kind: str = "protopnet", images: str = "images", calibrated: bool = False
+) -> str:
+    """A bundle with random weights, and a record of where below `images` each prototype is from.
+
+    calibrated: it also keeps how these photos usually look to it; its probabilities and answers are the same.
+    """
     torch.manual_seed(seed)
     settings = _MODEL.model_copy(update={"kind": kind})
     network = build_network(settings, len(CLASSES), start_weights=False)
@@ -58,10 +65,30 @@ def make_bundle(folder: Path, seed: int, kind: str = "protopnet", images: str = 
             network.last_layer.weight += 0.1 * torch.randn_like(network.last_layer.weight)
             network.last_layer.weight *= 0.1  # so that not all probabilities are 1
     table = _prototype_rows(network, images) if isinstance(network, ProtoPNet) else None
+    provenance = {"seed": seed, "data": {"path": str(Path(images).parent)}}
     save_bundle(
-        str(folder), network, settings, CLASSES, {"seed": seed, "data": {"path": str(Path(images).parent)}}, table
+        str(folder), network, settings, CLASSES, provenance, table, _calibration(network) if calibrated else None
     )
     return str(folder)
+
+
+@torch.no_grad()
+def _calibration(network: Any) -> Calibration:
+    seen = network(pixels(*(photo(n) for n in range(40))))
+    top_n2 = seen.logits_BK.softmax(1).topk(2).values.double().numpy()
+    return Calibration(
+        temperature=1,
+        split="validation",
+        images=40,
+        error_before=0.1,
+        error_after=0.1,
+        accuracy=0.95,
+        abstain_below=None,
+        coverage=0,
+        unknown_below=None,
+        similarity=Usual.of(seen.best_B.numpy()),
+        margin=Usual.of(top_n2[:, 0] - top_n2[:, 1]),
+    )
 
 
 @torch.no_grad()
@@ -176,7 +203,7 @@ def local_app(bundles: Sequence[str], prefix: str = "", **settings: Any) -> Iter
     members = [Member(ref, args.member, threads=1) for ref in refs]
     shown = Shown(args.sources, args.crops_only)
     ensemble = Ensemble(refs, [member.see for member in members], args.member, shown)
-    service = Service(args, ensemble, [member.ready for member in members], Metrics())
+    service = Service(args, ensemble, [member.ready for member in members], Metrics(ensemble.hash))
     app = Starlette(routes=[Mount(prefix, create_app(service, Keys(args.token_file)))])
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

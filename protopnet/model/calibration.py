@@ -15,6 +15,7 @@ from torch import Tensor
 
 from protopnet.config import Threshold
 from protopnet.errors import UserError
+from protopnet.model.usual import Usual
 
 
 class Calibration(BaseModel):
@@ -35,6 +36,8 @@ class Calibration(BaseModel):
     unknown_below: float | None = Field(
         description="best similarity below which an image looks like nothing known; None for a baseline"
     )
+    similarity: Usual | None = Field(None, description="best similarities of the images; None for a baseline")
+    margin: Usual | None = Field(None, description="probability of the first class minus that of the second")
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class Trust:
 
     temperature: the sum of the members' (1 each where nothing was fitted, and then 1 in all): one for all classes, so that
     the order of the classes is that of the logits. unknown_below_M: None for a member that doesn't say. abstain_below: of a
-    bundle alone; what is right of an ensemble's answers wasn't measured.
+    bundle alone; what is right of an ensemble's answers wasn't measured, nor are its margins. similarity_M: what is usual.
     """
 
     temperature: float = 1.0
     unknown_below_M: tuple[float | None, ...] = (None,)
     abstain_below: float | None = None
+    similarity_M: tuple[Usual | None, ...] = (None,)
+    margin: Usual | None = None
 
     @classmethod
     def of(cls, calibrations: Sequence[Calibration | None]) -> "Trust":
@@ -58,6 +63,8 @@ class Trust:
             sum(each.temperature for each in known) if fitted else 1.0,
             tuple(None if each is None else each.unknown_below for each in calibrations),
             known[0].abstain_below if fitted and len(known) == 1 else None,
+            tuple(None if each is None else each.similarity for each in calibrations),
+            known[0].margin if fitted and len(known) == 1 else None,
         )
 
     def threshold(self, asked: Threshold | None, setting: str) -> float | None:

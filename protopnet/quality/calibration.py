@@ -23,6 +23,7 @@ from protopnet.datasets.rows import Dataset
 from protopnet.imaging import Preprocessing
 from protopnet.model.calibration import Calibration
 from protopnet.model.network import Baseline, ProtoPNet, placed
+from protopnet.model.usual import Usual
 from protopnet.passes.image_pass import PassOptions, run_pass
 from protopnet.quality.classification import calibration_error
 
@@ -74,7 +75,8 @@ def calibrate(
     temperature = fit_temperature(logits_nK, labels_n)
     below, coverage = abstention(logits_nK / temperature, labels_n, settings.accuracy)
     best_n = table["best"].to_numpy()
-    known = np.isfinite(best_n).all()
+    known = bool(np.isfinite(best_n).all())
+    top_n2 = np.sort(softmax(logits_nK / temperature, axis=1), axis=1)[:, -2:]
     return Calibration(
         temperature=temperature,
         split=split,
@@ -85,6 +87,8 @@ def calibrate(
         abstain_below=below,
         coverage=coverage,
         unknown_below=float(np.quantile(best_n, settings.unknown, method="lower")) if known else None,
+        similarity=Usual.of(best_n) if known else None,
+        margin=Usual.of(top_n2[:, -1] - top_n2[:, :-1].sum(1)),
     )
 
 

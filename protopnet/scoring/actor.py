@@ -16,7 +16,7 @@ from protopnet.passes.image_pass import in_batches
 from protopnet.predictor import Predictor
 from protopnet.scoring.output import is_done, write_chunk
 from protopnet.scoring.record import JobRecord
-from protopnet.scoring.tally import Agreement, Tally
+from protopnet.scoring.tally import Tally
 from protopnet.scoring.task import ScoreOptions, Scorer, look
 
 _REPORT_SECONDS = 0.5
@@ -64,15 +64,14 @@ class ScoreActor:
     def _score(self, chunk: int) -> None:
         work, done = self.work, 0
         rows = work.record.rows(work.job_uri, chunk)
-        tables, agreement = [], Agreement()
+        tables, tally = [], Tally()
         for batch, pictures in self.feed.batches(in_batches(rows, work.options.batch_size)):
-            table, compared = self.scorer(batch, pictures)
+            table, counts = self.scorer(batch, pictures)
             tables.append(table)
-            agreement = agreement.plus(compared)
+            tally = tally.plus(counts)
             done += len(batch)
             self._report(chunk, done)
         table = pa.concat_tables(tables).combine_chunks()
-        tally = Tally.of(table, agreement)
         write_chunk(work.output_uri, chunk, table, tally, partition_by=work.partition_by, about=work.about)
         self.log.put.remote({"written": chunk, "images": done})
 

@@ -23,6 +23,7 @@ from protopnet.lease import Lease
 from protopnet.passes.image_pass import over_blocks
 from protopnet.predictor import Precision, Predictor
 from protopnet.progress import Reporter, listening
+from protopnet.quality.watch import report
 from protopnet.scoring.actor import ScoreActor, Work
 from protopnet.scoring.inputs import Input, open_input
 from protopnet.scoring.output import clear_unfinished, score_schema, take_stock
@@ -241,6 +242,7 @@ def _summary(
         "correct": tally.correct,
         "accuracy": tally.accuracy,
         "predictions": dict(sorted(tally.predictions.items(), key=lambda item: -item[1])),
+        "watch": report(tally.watched, predictor.trust).model_dump(),
         "images_per_second": rates["images_per_second"],
         "run": rates,
         "precision": {"used": settings.precision}

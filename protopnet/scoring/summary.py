@@ -40,6 +40,8 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     if summary["accuracy"] is not None:
         lines.append(("accuracy", f"{percent(summary['accuracy'])} of {summary['labelled']:,} with a label"))
     lines.append(("predicted", _most(summary["predictions"])))
+    if summary["watch"]["measures"]:
+        lines.append(("beside the usual", "; ".join(map(_drift, summary["watch"]["measures"]))))
     compared = summary["precision"].get("against_float32")
     if compared:
         agreeing = f"{compared['same_prediction']} of {compared['images']} predictions as in float32"
@@ -48,6 +50,11 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         seconds = summary["run"]["seconds"]
         lines.append(("speed", f"{summary['images_per_second']:,.1f} img/s, after {seconds['start']:.0f} s of start"))
     return lines
+
+
+def _drift(measured: dict[str, Any]) -> str:
+    drift = measured["drift"]
+    return f"{measured['measure']} {drift['index']:.2f} (by chance below {drift['by_chance']:.2f})"
 
 
 def _most(counts: dict[str, int]) -> str:

@@ -7,6 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
+from protopnet.quality.watch import OfClass, added
+
 
 class Agreement(BaseModel):
     """How far a lower precision is from float32, measured on the first images."""
@@ -37,6 +39,7 @@ class Tally(BaseModel):
     errors: dict[str, int] = Field({}, description="images that couldn't be scored, by reason")
     predictions: dict[str, int] = Field({}, description="images by the class predicted")
     agreement: Agreement = Agreement()
+    watched: dict[str, OfClass] = Field({}, description="what is compared with the usual, by first class")
 
     @property
     def bad(self) -> int:
@@ -47,8 +50,8 @@ class Tally(BaseModel):
         return self.correct / self.labelled if self.labelled else None
 
     @classmethod
-    def of(cls, table: pa.Table, agreement: Agreement) -> "Tally":
-        """Counts of rows as they are written."""
+    def of(cls, table: pa.Table, agreement: Agreement, watched: dict[str, OfClass] | None = None) -> "Tally":
+        """Counts of rows as they are written, and of what isn't in them."""
         errors = Counter(_kind(reason) for reason in table["error"].drop_null().to_pylist())
         right = pc.equal(table["prediction"], table["label"])  # null where either is
         return cls(
@@ -59,6 +62,7 @@ class Tally(BaseModel):
             errors=dict(errors),
             predictions=dict(Counter(table["class_name"].drop_null().to_pylist())),
             agreement=agreement,
+            watched=watched or {},
         )
 
     def plus(self, other: "Tally") -> "Tally":
@@ -70,6 +74,7 @@ class Tally(BaseModel):
             errors=dict(Counter(self.errors) + Counter(other.errors)),
             predictions=dict(Counter(self.predictions) + Counter(other.predictions)),
             agreement=self.agreement.plus(other.agreement),
+            watched=added(self.watched, other.watched),
         )
 
 

@@ -17,8 +17,9 @@ from protopnet.config import IntensitySettings, Threshold
 from protopnet.evidence.ranking import Ranking
 from protopnet.imaging import BadImage
 from protopnet.predictor import Images, Precision, Predictor, Scores, sum_up
+from protopnet.quality.watch import OfClass, watched
 from protopnet.scoring.output import EVIDENCE, TOP, score_schema
-from protopnet.scoring.tally import Agreement
+from protopnet.scoring.tally import Agreement, Tally
 
 # With bf16, the first images are scored in float32 as well.
 COMPARED_IMAGES = 256
@@ -75,24 +76,25 @@ class Scorer:
         self.names = [None if table is None else table["name"].combine_chunks() for table in tables]
         self.sources = [of_member.uris() for of_member in predictor.explainer.sources] if options.explain else []
 
-    def __call__(self, rows: pa.Table, pictures: Sequence[Picture | BadImage]) -> tuple[pa.Table, Agreement]:
-        """The rows to write for rows of a manifest and their images; with bf16, how far it is from float32."""
+    def __call__(self, rows: pa.Table, pictures: Sequence[Picture | BadImage]) -> tuple[pa.Table, Tally]:
+        """The rows to write for rows of a manifest and their images, and counts of them."""
         good = np.flatnonzero([isinstance(picture, Picture) for picture in pictures])
         errors = [picture.reason if isinstance(picture, BadImage) else None for picture in pictures]
         seen = [picture for picture in pictures if isinstance(picture, Picture)]
-        columns, agreement = self._columns(seen, rows["image_id"].to_numpy()[good], errors, good)
+        columns, agreement, seen_of_classes = self._columns(seen, rows["image_id"].to_numpy()[good], errors, good)
         columns |= {name: rows[name] for name in ("image_id", "uri", "label")}
         columns["label_name"] = self.classes.take(rows["label"].combine_chunks())
         columns["error"] = pa.array(errors, pa.string())
         columns |= {name: pc.list_element(rows["carried"], at) for at, name in enumerate(self.options.carry or ())}
-        return pa.table([columns[name] for name in self.schema.names], schema=self.schema), agreement
+        table = pa.table([columns[name] for name in self.schema.names], schema=self.schema)
+        return table, Tally.of(table, agreement, seen_of_classes)
 
     def _columns(
         self, seen: list[Picture], ids_G: np.ndarray, errors: list[str | None], good: np.ndarray
-    ) -> tuple[dict[str, Any], Agreement]:
+    ) -> tuple[dict[str, Any], Agreement, dict[str, OfClass]]:
         B = len(errors)
         if not seen:
-            return {field.name: pa.nulls(B, field.type) for field in self.schema}, Agreement()
+            return {field.name: pa.nulls(B, field.type) for field in self.schema}, Agreement(), {}
         sizes_G2 = np.array([(picture.width, picture.height) for picture in seen])
         pixels = {
             size: torch.from_numpy(np.stack([picture.pixels[size] for picture in seen])).to(self.device)
@@ -126,7 +128,8 @@ class Scorer:
         }
         if ranking is not None:
             columns["evidence"] = place.lists(self._evidence(ranking, finite_G), ranking.points_RN.shape[1])
-        return columns, agreement
+        abstained_G = columns["prediction"].is_null().to_numpy(zero_copy_only=False)[place.at]
+        return columns, agreement, watched(scores.only(torch.from_numpy(finite_G)), self.predictor.classes, abstained_G)
 
     def _forward(self, images: Images) -> tuple[Scores, list[Any]]:
         how: dict[str, Any] = {"precision": self.options.precision, "pad_to": self.options.batch_size}

@@ -51,7 +51,7 @@ class Ingress:
         ensemble = await asyncio.to_thread(Ensemble, bundles, ask, settings.member, shown)
         # Before this a rolling update would send requests to a replica whose members are still loading.
         await all_ready(ready, bundles)
-        self._service = Service(settings, ensemble, ready, Metrics())
+        self._service = Service(settings, ensemble, ready, Metrics(ensemble.hash))
         if settings.audit_log is not None:
             check_folder(settings.audit_log)  # on the node that this replica is on
 

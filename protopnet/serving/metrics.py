@@ -7,21 +7,27 @@ application's, as Prometheus would find it there. Ray collects every 10 s (`RAY_
 
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import ray
+from prometheus_client.parser import text_string_to_metric_families
 from ray.serve.metrics import Counter, Histogram
+
+from protopnet.model.usual import TENTHS
+from protopnet.quality.watch import OfClass
 
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 _OURS = "ray_protopnet_"
 _TIMEOUT_S = 3
+_COUNTED = {"predictions_total": "images", "abstentions_total": "abstained", "unknown_total": "unknown"}
 
 
 class Metrics:
-    """Of one ingress replica."""
+    """Of one ingress replica. model: hash of what it serves."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str) -> None:
         self._requests = Counter(
             "protopnet_requests",
             description="Requests by route and status",
@@ -34,21 +40,55 @@ class Metrics:
             tag_keys=("route",),
         )
         self._images = Counter("protopnet_images", description="Images answered, by route", tag_keys=("route",))
+        of_class: Any = ("class_name", "model")  # Ray means a tuple of any length
         self._predictions = Counter(
-            "protopnet_predictions", description="Images by the class predicted", tag_keys=("class_name",)
+            "protopnet_predictions", description="Images by their first class", tag_keys=of_class
         )
-        self._abstentions = Counter("protopnet_abstentions", description="Images abstained from")
+        self._abstentions = Counter("protopnet_abstentions", description="Images abstained from", tag_keys=of_class)
+        self._unknown = Counter(
+            "protopnet_unknown", description="Images that look like nothing known", tag_keys=of_class
+        )
+        self._tenths = Counter(
+            "protopnet_tenths",
+            description="Images in each tenth of what is usual, by measure",
+            tag_keys=("measure", "tenth", *of_class),  # type: ignore[arg-type]
+        )
+        self._model = model
 
     def request(self, route: str, status: int, seconds: float) -> None:
         self._requests.inc(tags={"route": route, "status": str(status)})
         self._seconds.observe(seconds, tags={"route": route})
 
-    def image(self, route: str, class_name: str, abstained: bool) -> None:
-        """An image answered: the class with the highest probability, and whether it was withheld."""
-        self._images.inc(tags={"route": route})
-        self._predictions.inc(tags={"class_name": class_name})
-        if abstained:
-            self._abstentions.inc()
+    def images(self, route: str, seen: Mapping[str, OfClass]) -> None:
+        """Images answered, by first class."""
+        for class_name, counts in seen.items():
+            tags = {"class_name": class_name, "model": self._model}
+            self._images.inc(counts.images, tags={"route": route})
+            self._predictions.inc(counts.images, tags=tags)
+            for counter, number in ((self._abstentions, counts.abstained), (self._unknown, counts.unknown)):
+                if number:
+                    counter.inc(number, tags=tags)
+            for measure, tenths in counts.tenths.items():
+                for tenth in (n for n, number in enumerate(tenths) if number):
+                    self._tenths.inc(tenths[tenth], tags=tags | {"measure": measure, "tenth": str(tenth)})
+
+
+def seen_by(exported: str, model: str) -> dict[str, OfClass]:
+    """What `collect` says of the images that a model has answered, by first class."""
+    tenths: dict[str, dict[str, list[int]]] = defaultdict(dict)
+    numbers: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(_COUNTED.values(), 0))
+    for family in text_string_to_metric_families(exported):
+        for sample in family.samples:
+            name = sample.name.removeprefix(_OURS)
+            if sample.labels.get("model") != model:
+                continue
+            class_name = sample.labels["class_name"]
+            if name == "tenths_total":
+                counts = tenths[class_name].setdefault(sample.labels["measure"], [0] * TENTHS)
+                counts[int(sample.labels["tenth"])] += int(sample.value)
+            elif name in _COUNTED:
+                numbers[class_name][_COUNTED[name]] += int(sample.value)
+    return {name: OfClass(**counts, tenths=tenths[name]) for name, counts in numbers.items()}
 
 
 def collect() -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from protopnet.quality.watch import WatchReport
 from protopnet.serving import about
 from protopnet.serving.refusals import Refusal, documented
 from protopnet.serving.schemas import (
@@ -94,6 +95,19 @@ def _add_images(router: APIRouter, service: Service) -> None:
         if headers["ETag"] in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         return Response(catalogue.model_json, headers=headers, media_type="application/json")
+
+    @router.get(
+        "/watch",
+        tags=["model"],
+        summary="The model in use",
+        response_model=WatchReport,
+        responses=_refusals(),
+    )
+    async def watch() -> Response:
+        """The images answered since this model was deployed, of all replicas, beside those it was calibrated on: how
+        similar they are to what it knows, how sure it is of them, and how far that is from what is usual. Some ten
+        seconds late."""
+        return _json(await service.watch())
 
     @router.get(
         "/classes",

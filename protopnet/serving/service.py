@@ -11,6 +11,8 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from starlette.requests import Request
 
+from protopnet.predictor import Scores
+from protopnet.quality.watch import report, watched
 from protopnet.serving import answers
 from protopnet.serving import metrics as counted
 from protopnet.serving.allowance import check_allowance
@@ -50,8 +52,7 @@ class Service:
             seen_MB = await self.ensemble.look([picture.pixels for picture in pictures], whole=False)
             scores = self.ensemble.scores(seen_MB)
             images = answers.predicted(self.ensemble.classes, pictures, scores, options, asked, below)
-        for image in images:
-            self.metrics.image("/v1/predict", image.classes[0].class_name, image.abstained)
+        self._count("/v1/predict", scores, [image.abstained for image in images])
         answer = Prediction(request_id=request_id(request.scope), model=self.ensemble.hash, images=images)
         return answer.model_dump_json()
 
@@ -66,8 +67,7 @@ class Service:
                     raise _GivenUp
 
             images = answers.explained(self.ensemble, pictures, seen_MB, options, asked, below, check_wanted)
-            for image in images:
-                self.metrics.image("/v1/explain", image.top.class_name, image.abstained)
+            self._count("/v1/explain", self.ensemble.scores(seen_MB), [image.abstained for image in images])
             answer = ExplainedImages.model_construct(
                 request_id=request_id(request.scope), model=self.ensemble.hash, images=images
             )
@@ -90,6 +90,14 @@ class Service:
 
     async def metrics_text(self) -> str:
         return await asyncio.to_thread(counted.collect)
+
+    async def watch(self) -> str:
+        """The images that all replicas have answered, beside what is usual."""
+        seen = counted.seen_by(await self.metrics_text(), self.ensemble.hash)
+        return report(seen, self.ensemble.trust).model_dump_json()
+
+    def _count(self, route: str, scores: Scores, abstained_B: Sequence[bool]) -> None:
+        self.metrics.images(route, watched(scores, self.ensemble.classes, abstained_B))
 
     def _check_allowance(self, options: ExplainOptions, images: int) -> None:
         catalogue, ensemble = self.catalogue.model, self.ensemble

@@ -56,9 +56,10 @@ def local_serve(local_ray: None) -> Iterator[LocalServe]:
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Three of the same classes, with different weights."""
+    """Three of the same classes, with different weights; the first knows what is usual."""
     folder = tmp_path_factory.mktemp("bundles")
-    return [make_bundle(folder / name / "bundle", seed) for seed, name in enumerate(("first", "second", "third"))]
+    names = ("first", "second", "third")
+    return [make_bundle(folder / name / "bundle", seed, calibrated=seed == 0) for seed, name in enumerate(names)]
 
 
 @pytest.fixture(scope="session")

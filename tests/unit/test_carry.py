@@ -20,7 +20,6 @@ from protopnet.scoring.job import ScoreSettings
 from protopnet.scoring.manifest import contents_of
 from protopnet.scoring.output import is_done, take_stock, write_chunk
 from protopnet.scoring.record import JobRecord, begin, resume
-from protopnet.scoring.tally import Tally
 from protopnet.scoring.task import ScoreOptions, Scorer, look
 
 CARRY = ["Patient", "age"]
@@ -62,8 +61,8 @@ def test_they_go_with_their_images_through_a_job_that_was_killed(tmp_path: Path,
             if not is_done(str(output), chunk):
                 rows = record.rows(str(output / "job"), chunk)
                 seen = [look(Path(uri).read_bytes(), {}, predictor.sizes, 10**6) for uri in rows["file"].to_pylist()]
-                table, agreement = scorer(rows, seen)
-                write_chunk(str(output), chunk, table, Tally.of(table, agreement), partition_by=None, about={})
+                table, tally = scorer(rows, seen)
+                write_chunk(str(output), chunk, table, tally, partition_by=None, about={})
 
     work([0])  # and then it was killed
     work([0, 1, 2])

@@ -166,7 +166,8 @@ def test_abstaining_takes_the_prediction_and_nothing_else(ensemble: Predictor, b
 
 def test_bf16_is_measured_against_float32(ensemble: Predictor) -> None:
     scorer = Scorer(ensemble, ScoreOptions(batch_size=8, precision="bf16"), CPU)
-    table, agreement = scorer(manifest(7), pictures())
+    table, tally = scorer(manifest(7), pictures())
+    agreement = tally.agreement
     exact = rows(ensemble)
     same = pc.sum(pc.equal(table["prediction"], exact["prediction"])).as_py()
     assert (agreement.images, agreement.same_prediction) == (7, same)
@@ -174,7 +175,7 @@ def test_bf16_is_measured_against_float32(ensemble: Predictor) -> None:
         np.array(pc.equal(table["prediction"], exact["prediction"]))
     ]
     assert 0 < apart.max() <= agreement.largest_logit_difference + 1e-6
-    assert Scorer(ensemble, ScoreOptions(batch_size=8), CPU)(manifest(7), pictures())[1] == Agreement()
+    assert Scorer(ensemble, ScoreOptions(batch_size=8), CPU)(manifest(7), pictures())[1].agreement == Agreement()
 
 
 def test_scores_that_are_no_numbers_are_an_error(members: list[str]) -> None:

@@ -1,4 +1,4 @@
-/* The page: its two views, the ways to bring a photo, and the token. */
+/* The page: its three views, the ways to bring a photo, and the token. */
 
 import { getBlob, onUnauthorized, Refused } from "./api.js";
 import { byId, complain, make } from "./dom.js";
@@ -7,6 +7,7 @@ import { modelKnown } from "./model.js";
 import { suggest } from "./classes.js";
 import { whole } from "./pictures.js";
 import { gallery, someOf, trainingPicture } from "./prototypes.js";
+import { showWatch } from "./watch.js";
 
 const EXAMPLES = 6;
 let showGallery = null; // once the model is known
@@ -104,26 +105,30 @@ onUnauthorized((wrong) => {
 
 // ------------------------------------------------------------------------------------------------ views
 
-/** #photo, #prototypes or #prototypes/<label> */
+const VIEWS = { photo: async () => {}, prototypes: showPrototypes, watch: showWatch };
+
+/** #photo, #prototypes, #prototypes/<label> or #watch */
 async function route() {
-  const [view, label] = location.hash.slice(1).split("/");
-  if (view === "main") return; // the link past the navigation
-  const inGallery = view === "prototypes";
-  byId("photo-view").hidden = inGallery;
-  byId("prototypes-view").hidden = !inGallery;
+  const [asked, ...rest] = location.hash.slice(1).split("/");
+  if (asked === "main") return; // the link past the navigation
+  const view = asked in VIEWS ? asked : "photo";
+  for (const name of Object.keys(VIEWS)) byId(`${name}-view`).hidden = name !== view;
   for (const link of document.querySelectorAll("nav a[href^='#']")) {
-    if ((link.hash === "#prototypes") === inGallery) link.setAttribute("aria-current", "page");
+    if (link.hash === `#${view}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (!inGallery) return;
+  if (view === "photo") return;
   try {
-    const model = await modelKnown();
-    showGallery ??= gallery(model);
-    await showGallery(label in model.names ? Number(label) : null);
-    scrollTo(0, 0);
+    await VIEWS[view](await modelKnown(), ...rest);
   } catch (error) {
-    refused(byId("gallery-problem"), error, route);
+    refused(byId(view === "watch" ? "watch-problem" : "gallery-problem"), error, route);
   }
+}
+
+async function showPrototypes(model, label) {
+  showGallery ??= gallery(model);
+  await showGallery(label in model.names ? Number(label) : null);
+  scrollTo(0, 0);
 }
 
 async function start() {
