@@ -1,4 +1,5 @@
-"""A bundle as one file for other programs: ONNX or torch.export, with a JSON beside it that explains what comes out.
+"""A bundle for others: as one file for other programs, ONNX or torch.export, with a JSON beside it that explains what comes
+out; or as a bundle that says of training images only what may be told.
 
 The graph takes normalised images (B x 3 x size x size, any B) and gives logits, similarities and places. What its numbers
 mean is in the JSON: classes, prototypes and where they come from, connections, and how an image becomes the input.
@@ -17,21 +18,26 @@ import torch
 from protopnet import imaging, storage
 from protopnet.errors import UserError
 from protopnet.evidence.explanation import explaining
-from protopnet.model.bundle import Bundle
+from protopnet.evidence.redaction import redacted
+from protopnet.evidence.sources import Shown, Sources
+from protopnet.model.bundle import INFO, Bundle, save_bundle
 from protopnet.model.one_graph import OneGraph
+from protopnet.model.prototype_table import PrototypeTable
 
-Format = Literal["onnx", "torch"]
+Format = Literal["onnx", "torch", "bundle"]
 INPUT, OUTPUTS = "images", ("logits", "similarities", "places")
 _MOST_IMAGES = 1 << 16  # of a batch
 _CALIBRATION_IMAGES = 256
-_SOURCE_COLUMNS = ("image_id", "uri", "sha256", "width", "height", "box", "row", "column", "self_similarity")
 
 
-def export(bundle: Bundle, output: str, form: Format, *, int8: bool = False) -> str:
-    """Write the graph of a bundle and its JSON; returns where that is. int8: convolutions of the backbone in 8 bits.
+def export(bundle: Bundle, output: str, form: Format, shown: Shown, *, int8: bool = False) -> str:
+    """Write the graph of a bundle and its JSON, and return where that is; or a bundle, and return its folder.
 
+    int8: convolutions of the backbone in 8 bits. shown: what of training images goes along.
     `UserError` for a black-box baseline, and where what the format needs isn't installed.
     """
+    if form == "bundle":
+        return _handed_on(bundle, output, shown)
     network = explaining(bundle)
     if int8 and form != "onnx":
         raise UserError("--int8 is for --format onnx: torch.export has no kernels of its own for 8 bits")
@@ -42,11 +48,11 @@ def export(bundle: Bundle, output: str, form: Format, *, int8: bool = False) -> 
         data = _in_8_bits(data, bundle)
     storage.write_bytes(output, data)
     beside = f"{output}.json"
-    storage.write_json(beside, explained(bundle, form, int8=int8))
+    storage.write_json(beside, explained(bundle, form, shown, int8=int8))
     return beside
 
 
-def explained(bundle: Bundle, form: Format, *, int8: bool) -> dict[str, Any]:
+def explained(bundle: Bundle, form: Format, shown: Shown, *, int8: bool) -> dict[str, Any]:
     """What turns the numbers that come out into an explanation: points = similarity x connection, which add up to the
     logit; place = row x columns + column on the map of patches, which lies over the whole image."""
     network, info = explaining(bundle), bundle.info
@@ -56,9 +62,11 @@ def explained(bundle: Bundle, form: Format, *, int8: bool) -> dict[str, Any]:
         {"prototype": number, "class": label, "class_name": info.classes[label]}
         for number, label in enumerate(network.prototype_class.tolist())
     ]
-    if bundle.prototypes is not None:
-        for entry, source in zip(prototypes, bundle.prototypes.select(_SOURCE_COLUMNS).to_pylist(), strict=True):
-            entry["source"] = source
+    table = None if bundle.prototypes is None else PrototypeTable.of(bundle.prototypes)
+    sources = Sources(table, info.provenance, shown)
+    for number, entry in enumerate(prototypes):
+        if source := sources.of(number):
+            entry["source"] = source.model_dump(exclude={"thumbnail"})
     return {
         "format": "protopnet-export",
         "version": 1,
@@ -75,6 +83,17 @@ def explained(bundle: Bundle, form: Format, *, int8: bool) -> dict[str, Any]:
         "temperature": info.calibration.temperature if info.calibration else 1.0,
         "connections": network.last_layer.weight.tolist(),
     }
+
+
+def _handed_on(bundle: Bundle, output: str, shown: Shown) -> str:
+    if storage.exists(storage.join(output, INFO)):
+        raise UserError(f"{output} holds a bundle already (--output)")
+    provenance, prototypes = redacted(bundle, shown)
+    model = bundle.info.architecture
+    if shown.sources != "full" and model.weights not in (None, "pretrained"):
+        model = model.model_copy(update={"weights": Path(str(model.weights)).name})
+    save_bundle(output, bundle.network, model, bundle.classes, provenance, prototypes, bundle.info.calibration)
+    return storage.located(output)
 
 
 def _program(graph: OneGraph, size: int) -> torch.export.ExportedProgram:

@@ -78,6 +78,11 @@ def training_images_of(prototypes: pa.Table, dataset: Dataset, path: str) -> lis
 
     prototypes: PROTOTYPE_SCHEMA rows. `UserError` for a prototype whose image isn't a training image here.
     """
+    if prototypes["sha256"].null_count:
+        raise UserError(
+            "the bundle doesn't say which images its prototypes are patches of (it was exported with --sources none): "
+            "give the bundle it was made from"
+        )
     table = dataset.table.filter(pc.is_in(dataset.table["sha256"], value_set=pc.unique(prototypes["sha256"])))
     places: dict[tuple[str, int], dict[int, str]] = {}
     columns = ("sha256", "label", "image_id", "split")

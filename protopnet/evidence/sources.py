@@ -101,8 +101,8 @@ class Sources:
         """Similarities of a prototype to the patches of the image it comes from, row by row."""
         return self._table.activation_map(prototype) if self._table is not None else None
 
-    def _told(self, uri: str) -> str:
-        return uri if self._shown.sources == "full" else name_below(uri, self._root)
+    def _told(self, uri: str | None) -> str | None:
+        return uri if uri is None or self._shown.sources == "full" else name_below(uri, self._root)
 
 
 def name_below(uri: str, root: str | None) -> str:

@@ -12,6 +12,7 @@ from serving import CLASSES, SIZE, make_bundle, photo, pixels
 
 import protopnet
 from protopnet.errors import UserError
+from protopnet.evidence.sources import Shown
 from protopnet.exporting import explained
 from protopnet.model.bundle import Bundle, load_bundle, save_bundle
 from protopnet.model.calibration import Calibration, Trust
@@ -190,7 +191,7 @@ class TestEverythingThatSaysAProbability:
         assert metrics["top1"] == classification_metrics(logits_nK, labels_n, list("abcde"))["top1"]
 
     def test_other_programs(self, bundle: Bundle) -> None:
-        assert explained(bundle, "torch", int8=False)["temperature"] == 2.5
+        assert explained(bundle, "torch", Shown(), int8=False)["temperature"] == 2.5
 
     def test_the_card(self, bundle: Bundle) -> None:
         metrics = classification_metrics(np.eye(4), np.arange(4), CLASSES)

@@ -7,13 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from serving import SIZE, Client, local_app, make_bundle, photo
+from serving import SIZE, Client, local_app, make_bundle, photo, pixels
 
+import protopnet
 from protopnet.commands import explain
+from protopnet.datasets.trained import training_images_of
+from protopnet.errors import UserError
 from protopnet.evidence.sources import Named, Shown, name_below
+from protopnet.exporting import explained
+from protopnet.model.bundle import load_bundle
 from protopnet.pages import pictures
 from protopnet.predictor import Predictor
 from protopnet.scoring.manifest import MANIFEST_SCHEMA
@@ -122,3 +128,39 @@ def test_in_what_the_job_writes(
     assert ("hospital" in written) == leaks
     sources = [e["source"] for entry in json.loads(written)[0]["classes"] for e in entry["evidence"]]
     assert all((source["uri"] is None) == ("none" in options) for source in sources)
+
+
+@pytest.mark.parametrize(
+    ("sources", "crops_only"), [("names", False), ("names", True), ("none", False), ("full", False)]
+)
+def test_in_a_bundle_that_is_handed_on(bundle: str, tmp_path: Path, sources: Named, crops_only: bool) -> None:
+    """It answers as the other does; what was cut away isn't in any of its files."""
+    output = tmp_path / "for-others"
+    settings = {"bundle": bundle, "output": str(output), "format": "bundle", "sources": sources}
+    protopnet.export(settings | {"crops_only": crops_only})
+    written = b"".join(path.read_bytes() for path in output.iterdir())
+    assert (b"hospital" in written) == (sources == "full")
+    rows = pq.read_table(output / "prototypes.parquet").to_pylist()
+    uri = {"full": f"{SECRET}/birds/4.jpg", "names": "birds/4.jpg", "none": None}[sources]
+    assert rows[4]["uri"] == uri
+    assert (rows[4]["sha256"] is None) == (rows[4]["image_id"] is None) == (sources == "none")
+    corner = Image.open(io.BytesIO(rows[4]["thumbnail"])).getpixel((2, 2))
+    assert (corner == pytest.approx((128, 128, 128), abs=3)) == (crops_only or sources == "none")
+    before, after = (
+        Predictor.load([folder]).explain(pixels(photo(3)), [(90, 60)])[0] for folder in (bundle, str(output))
+    )
+    assert [(e.prototype, e.points, e.box) for e in before.classes[0].evidence] == [
+        (e.prototype, e.points, e.box) for e in after.classes[0].evidence
+    ]
+    with pytest.raises(UserError, match="holds a bundle already"):
+        protopnet.export(settings)
+    if sources == "none":
+        with pytest.raises(UserError, match="give the bundle it was made from"):
+            training_images_of(pq.read_table(output / "prototypes.parquet"), dataset=None, path="")  # type: ignore[arg-type]
+
+
+def test_in_the_json_beside_a_graph(bundle: str) -> None:
+    for sources in ("names", "none"):
+        about = json.dumps(explained(load_bundle(bundle), "onnx", Shown(sources), int8=False))
+        assert "hospital" not in about
+        assert ("birds/4.jpg" in about) == (sources == "names")
