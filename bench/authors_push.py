@@ -11,7 +11,6 @@ Legend: B images of a batch, P prototypes, D channels, H W cells.
 from collections.abc import Iterable
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,13 +23,15 @@ PERCENTILE = 95
 EPSILON = 1e-4
 
 
-def authors_push(network: ProtoPNet, batches: Iterable[tuple[np.ndarray, np.ndarray]], folder: str) -> np.ndarray:
-    """The nearest patch of its class for each prototype, as P×D; pictures go to the folder."""
-    classes_P = network.prototype_class.numpy()
+def authors_push(
+    network: ProtoPNet, batches: Iterable[tuple[np.ndarray, np.ndarray]], folder: str | None
+) -> np.ndarray:
+    """The nearest patch of its class for each prototype, as P×D; pictures go to the folder, if there is one."""
+    classes_P = network.prototype_class.cpu().numpy()
     best_P = np.full(len(classes_P), np.inf)
     patches_PD = np.zeros(network.prototypes.shape[:2], np.float32)
     for pixels_BHWC, labels_B in batches:
-        latent_BDHW, distances_BPHW = _maps(network, pixels_BHWC)
+        latent_BDHW, distances_BPHW = (found.cpu().numpy() for found in maps(network, pixels_BHWC))
         for prototype, label in enumerate(classes_P):
             own = np.flatnonzero(labels_B == label)
             if not len(own):
@@ -42,25 +43,35 @@ def authors_push(network: ProtoPNet, batches: Iterable[tuple[np.ndarray, np.ndar
             image, row, column = np.unravel_index(distances_bHW.argmin(), distances_bHW.shape)
             best_P[prototype] = nearest
             patches_PD[prototype] = latent_BDHW[own[image], :, row, column]
-            _write_pictures(Path(folder), prototype, pixels_BHWC[own[image]], distances_bHW[image])
+            if folder is not None:
+                _write_pictures(Path(folder), prototype, pixels_BHWC[own[image]], distances_bHW[image])
     return patches_PD
 
 
 @torch.no_grad()
-def _maps(network: ProtoPNet, pixels_BHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    latent_BDHW = network.latent(imaging.normalise(torch.from_numpy(pixels_BHWC), network.preprocessing))
-    squares_B1HW = F.conv2d(latent_BDHW**2, torch.ones(1, *network.prototypes.shape[1:]))
-    products_BPHW = F.conv2d(latent_BDHW, network.prototypes)
-    norms_P11 = (network.prototypes**2).sum(dim=(1, 2, 3))[:, None, None]
-    return latent_BDHW.numpy(), F.relu(squares_B1HW - 2 * products_BPHW + norms_P11).numpy()
+def maps(network: ProtoPNet, pixels_BHWC: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latent maps and the distances of all patches to all prototypes."""
+    pixels = torch.from_numpy(pixels_BHWC).to(network.prototypes.device)
+    latent_BDHW = network.latent(imaging.normalise(pixels, network.preprocessing))
+    return latent_BDHW, distances(latent_BDHW, network.prototypes)
+
+
+def distances(latent_BDHW: torch.Tensor, prototypes_PD11: torch.Tensor) -> torch.Tensor:
+    """As the authors write them: convolutions, the squares of the map summed up once for each prototype."""
+    squares_BPHW = F.conv2d(latent_BDHW**2, torch.ones_like(prototypes_PD11))
+    products_BPHW = F.conv2d(latent_BDHW, prototypes_PD11)
+    norms_P11 = (prototypes_PD11**2).sum(dim=(1, 2, 3))[:, None, None]
+    return F.relu(squares_BPHW - 2 * products_BPHW + norms_P11)
 
 
 def _write_pictures(folder: Path, prototype: int, pixels_HWC: np.ndarray, distances_HW: np.ndarray) -> None:
+    from matplotlib import colormaps
+
     activation_HW = np.log((distances_HW + 1) / (distances_HW + EPSILON))
     height, width = pixels_HWC.shape[:2]
     large = np.asarray(Image.fromarray(activation_HW).resize((width, height), Image.Resampling.BICUBIC))
     scaled = (large - large.min()) / max(large.max() - large.min(), 1e-12)
-    heat = matplotlib.colormaps["jet"](scaled)[:, :, :3]
+    heat = colormaps["jet"](scaled)[:, :, :3]
     overlay = (255 * np.clip(0.5 * pixels_HWC / 255 + 0.3 * heat, 0, 1)).astype(np.uint8)
     rows, columns = np.nonzero(large >= np.percentile(large, PERCENTILE))
     crop = pixels_HWC[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]

@@ -15,10 +15,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from protopnet.config import RunSettings
+from protopnet.config import ModelSettings, RunSettings
 from protopnet.datasets.folders import scan_folder
 from protopnet.datasets.rows import Dataset
+from protopnet.imaging import Preprocessing
 from protopnet.machine import usable_cpus
+from protopnet.model.bundle import Bundle, BundleInfo
+from protopnet.model.network import build_network, placed, set_phase
 from protopnet.training.step import mixed_precision
 
 RESULTS = Path(__file__).parent / "results"
@@ -151,14 +154,17 @@ def _is_bf16(device: torch.device) -> bool:
         return torch.is_autocast_enabled(device.type)
 
 
-def table(rows: dict[str, dict[str, str]]) -> None:
-    """Print named rows of named cells."""
+def table(rows: dict[str, dict[str, str]]) -> str:
+    """Print named rows of named cells; returns what was printed."""
     columns = list(next(iter(rows.values())))
     first = max(map(len, rows))
     widths = [max(len(c), *(len(row[c]) for row in rows.values())) for c in columns]
-    print(" " * first, *(c.rjust(w) for c, w in zip(columns, widths, strict=True)), sep="  ")
+    lines = [["".ljust(first), *(c.rjust(w) for c, w in zip(columns, widths, strict=True))]]
     for name, row in rows.items():
-        print(name.ljust(first), *(row[c].rjust(w) for c, w in zip(columns, widths, strict=True)), sep="  ")
+        lines.append([name.ljust(first), *(row[c].rjust(w) for c, w in zip(columns, widths, strict=True))])
+    text = "\n".join("  ".join(cells).rstrip() for cells in lines)
+    print(text)
+    return text
 
 
 # ------------------------------------------------------------------------------------------------ data
@@ -181,3 +187,22 @@ def photographs(classes: int, validation: float = 0.0, test: float = 0.0) -> Dat
 
 def resnet18_weights() -> str:
     return str(test_data() / "weights" / "resnet18.pth")
+
+
+def bundle_of(settings: ModelSettings, classes: int, device: str = "cpu") -> Bundle:
+    """A network as built; its prototypes are random, which costs what trained ones cost."""
+    torch.manual_seed(0)
+    network = build_network(settings, classes)
+    set_phase(network, "eval")
+    info = BundleInfo(
+        format_version=1,
+        architecture=settings,
+        similarity=settings.similarity,
+        classes=[str(label) for label in range(classes)],
+        prototype_class=None,
+        preprocessing=Preprocessing(size=settings.image_size),
+        provenance={},
+        sha256="",
+        prototypes_sha256=None,
+    )
+    return Bundle(placed(network, torch.device(device)), info, None, "")

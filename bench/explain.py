@@ -6,14 +6,12 @@ typed explanations; `rank` the same as arrays, as bulk scoring takes it. At most
 
 import numpy as np
 import torch
-from common import Ratio, arguments_of, conclude, photographs, resnet18_weights, seconds, table, take_turns
+from common import Ratio, arguments_of, bundle_of, conclude, photographs, resnet18_weights, seconds, table, take_turns
 
 from protopnet import imaging
 from protopnet.config import ModelSettings
 from protopnet.datasets.reader import ImageReader
 from protopnet.imaging import Preprocessing
-from protopnet.model.bundle import Bundle, BundleInfo
-from protopnet.model.network import build_network, placed, set_phase
 from protopnet.predictor import Predictor
 
 LIMIT = 1.3
@@ -29,7 +27,15 @@ def main() -> None:
     pixels_BHWC = torch.from_numpy(np.stack([imaging.resize(photo, arguments.size) for photo in photos]))
     images_B3HW = imaging.normalise(pixels_BHWC, Preprocessing(size=arguments.size))
     sizes = [photo.size for photo in photos]
-    predictor = Predictor([_bundle(arguments.classes, arguments.size, arguments.similarity)])
+    settings = ModelSettings.model_validate(
+        {
+            "backbone": "resnet18",
+            "weights": resnet18_weights(),
+            "image_size": arguments.size,
+            "similarity": arguments.similarity,
+        }
+    )
+    predictor = Predictor([bundle_of(settings, arguments.classes)])
     image_R = np.repeat(np.arange(len(sizes)), arguments.top_classes)
 
     def explain() -> None:
@@ -69,28 +75,6 @@ def main() -> None:
     conclude(
         "explain", arguments, figures, {"speed of explaining / predicting": (1 / ratios["explain"].median, 1 / LIMIT)}
     )
-
-
-def _bundle(classes: int, size: int, similarity: str) -> Bundle:
-    """A network with ImageNet's backbone; its prototypes are random, which costs what trained ones cost."""
-    settings = ModelSettings.model_validate(
-        {"backbone": "resnet18", "weights": resnet18_weights(), "image_size": size, "similarity": similarity}
-    )
-    torch.manual_seed(0)
-    network = build_network(settings, classes)
-    set_phase(network, "eval")
-    info = BundleInfo(
-        format_version=1,
-        architecture=settings,
-        similarity=similarity,
-        classes=[str(label) for label in range(classes)],
-        prototype_class=None,
-        preprocessing=Preprocessing(size=size),
-        provenance={},
-        sha256="",
-        prototypes_sha256=None,
-    )
-    return Bundle(placed(network, torch.device("cpu")), info, None, "")
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ class Subject:
         assert isinstance(network, ProtoPNet)
         self.network = placed(network, self.device)
         set_phase(self.network, "joint")
-        optimiser = build_optimiser(self.network, self.train, "joint")
-        objective = objective_of(self.network, self.train, torch.arange(arguments.classes), arguments.classes)
-        self.step = Stepper(self.network, self.network, optimiser, objective, self.train)
+        self.optimiser = build_optimiser(self.network, self.train, "joint")
+        self.objective = objective_of(self.network, self.train, torch.arange(arguments.classes), arguments.classes)
+        self.step = Stepper(self.network, self.network, self.optimiser, self.objective, self.train)
         shape = (arguments.batch, arguments.size, arguments.size, 3)
         pixels_BHWC = torch.randint(0, 256, shape, dtype=torch.uint8)
         self.batch = (pixels_BHWC, torch.arange(arguments.batch) % arguments.classes)
@@ -78,7 +78,7 @@ class Subject:
 
         def prototypes_and_loss() -> None:
             output = self.network.classify(latent_BDHW)
-            prototype_loss(output, labels_B, self.network, self.train)["total"].backward()
+            prototype_loss(output, labels_B, self.network, self.objective)["total"].backward()
 
         return {
             "normalise": lambda: imaging.normalise(pixels_BHWC, self.network.preprocessing),

@@ -31,11 +31,10 @@ from protopnet.model.losses import off_class_l1
 from protopnet.model.network import ProtoPNet, build_network, placed, set_phase
 from protopnet.passes.image_pass import PassOptions, run_pass
 from protopnet.passes.push import apply_push, push
+from protopnet.training.connections import anchor_KP, off_class_KP
 from protopnet.training.last_layer import (
     LastLayerResult,
     SimilarityTask,
-    anchor_KP,
-    off_class_KP,
     optimise_last_layer,
     with_copies,
 )

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from common import arguments_of, conclude, seconds, table
 
-from protopnet.training.last_layer import anchor_KP, off_class_KP
+from protopnet.training.connections import anchor_KP, off_class_KP
 from protopnet.training.newton import solve_here
 from protopnet.training.solver import RowBlock
 

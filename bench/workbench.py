@@ -36,7 +36,7 @@ from protopnet.datasets.trained import trained_with
 from protopnet.model.network import ProtoPNet, build_network
 from protopnet.model.prototypes import min_distances, similarity
 from protopnet.passes.image_pass import PLAIN, PassOptions
-from protopnet.training.last_layer import anchor_KP, off_class_KP
+from protopnet.training.connections import anchor_KP, off_class_KP
 from protopnet.workbench.cache import Cache
 from protopnet.workbench.fit import Rows, resolve
 from protopnet.workbench.log import DecisionLog

@@ -1,18 +1,22 @@
-"""The file system behind a location, opened once a process: local, S3, or whatever fsspec knows."""
+"""The file system behind a location, opened once a process: local, S3, or whatever fsspec knows.
+
+fsspec is loaded when a file is asked for: what only computes does without it.
+"""
 
 import functools
 import os
 import threading
-from typing import Any
-
-import fsspec
+from typing import TYPE_CHECKING, Any
 
 from protopnet.errors import UserError
+
+if TYPE_CHECKING:
+    import fsspec
 
 WEB = ("http", "https")  # a file each: no folders, nothing is written
 _ATTEMPTS = 10  # of one request to a bucket
 
-_open_filesystems: dict[tuple[object, ...], fsspec.AbstractFileSystem] = {}
+_open_filesystems: "dict[tuple[object, ...], fsspec.AbstractFileSystem]" = {}
 _opening = threading.Lock()
 
 
@@ -21,7 +25,7 @@ def is_remote(uri: str) -> bool:
     return "://" in uri and not uri.startswith("file://")
 
 
-def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def filesystem(uri: str) -> "tuple[fsspec.AbstractFileSystem, str]":
     """The file system of a location, and the path on it.
 
     One file system a process: s3fs must not be carried over a fork, and a change of the AWS environment
@@ -43,6 +47,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 @functools.cache
 def unsupported(scheme: str) -> str | None:
     """Why nothing can be read of a storage of this kind, and what to do; None where it can. `file` and `s3` always can."""
+    import fsspec
+
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:  # fsspec knows it: it says what to install
@@ -52,7 +58,9 @@ def unsupported(scheme: str) -> str | None:
     return None
 
 
-def _open_filesystem(scheme: str, uri: str) -> fsspec.AbstractFileSystem:
+def _open_filesystem(scheme: str, uri: str) -> "fsspec.AbstractFileSystem":
+    import fsspec
+
     # Listings aren't cached: other processes write the same folders.
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme == "s3":

@@ -17,17 +17,19 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import fsspec
 import pyarrow.fs as pafs
-from botocore.exceptions import BotoCoreError, ClientError
 
 from protopnet.errors import UserError
 from protopnet.filesystems import WEB, filesystem, is_remote
+
+if TYPE_CHECKING:
+    import fsspec
 
 _UNFINISHED = ".unfinished"  # suffix of a file that is being written, or was when its process was killed
 _THREADS = 16  # requests in flight when many objects are moved
@@ -44,7 +46,7 @@ def _said_plainly(uri: str) -> Iterator[None]:
     """Turn failures that only the user can put right into one line."""
     try:
         yield
-    except (BotoCoreError, ClientError) as error:
+    except _boto_errors() as error:
         raise UserError(f"{uri} can't be reached: {error}; check AWS_ENDPOINT_URL and the AWS credentials") from error
     except PermissionError as error:
         if not is_remote(uri):
@@ -57,7 +59,7 @@ def _said_plainly(uri: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{uri}: {error.strerror}; make room or choose another place") from error
-        if is_remote(uri) and isinstance(error.__cause__, ClientError):
+        if is_remote(uri) and isinstance(error.__cause__, _boto_errors()):
             # Not a fault of this one file: it must not pass for one.
             raise UserError(f"{uri}: the bucket kept failing ({error}); the same command goes on from here") from error
         raise
@@ -66,6 +68,12 @@ def _said_plainly(uri: str) -> Iterator[None]:
         if uri.startswith(WEB) and type(error).__module__.startswith("aiohttp"):
             raise OSError(str(error) or type(error).__name__) from error
         raise
+
+
+def _boto_errors() -> tuple[type[Exception], ...]:
+    """What the client of S3 raises, once it is loaded."""
+    loaded = sys.modules.get("botocore.exceptions")
+    return (loaded.BotoCoreError, loaded.ClientError) if loaded else ()
 
 
 def _require_bucket(uri: str) -> None:
@@ -183,7 +191,7 @@ def _sync_folder(folder: str) -> None:
             os.close(descriptor)
 
 
-def _remote_writer(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[IO[bytes]]:
+def _remote_writer(fs: "fsspec.AbstractFileSystem", path: str) -> Iterator[IO[bytes]]:
     handle = fs.open(path, "wb")
     try:
         yield handle

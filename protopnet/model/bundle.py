@@ -16,7 +16,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
@@ -101,7 +100,9 @@ def save_bundle(
     calibration: Calibration | None = None,
 ) -> str:
     """Write the bundle and return its hash. `prototypes` has the columns of PROTOTYPE_SCHEMA."""
-    tensors = safetensors.torch.save(_float32_tensors(network))
+    from safetensors.torch import save
+
+    tensors = save(_float32_tensors(network))
     table = parquet(prototypes) if prototypes is not None else None
     prototype_class = network.prototype_class.tolist() if isinstance(network, ProtoPNet) else None
     if prototype_class is not None:
@@ -135,13 +136,15 @@ def load_bundle(uri: str) -> Bundle:
 
     Raises UserError where it is missing, incomplete, damaged or of a newer version.
     """
+    from safetensors.torch import load
+
     info, written = read_info(uri)
     tensors = checked(uri, TENSORS, info.sha256)
     prototypes = None
     if info.prototypes_sha256 is not None:
         prototypes = with_all_columns(parse_table(checked(uri, PROTOTYPES, info.prototypes_sha256)))
     network = _network(info, uri)
-    _fill(network, safetensors.torch.load(tensors), uri)
+    _fill(network, load(tensors), uri)
     set_phase(network, "eval")
     return Bundle(network, info, prototypes, _sha256(written))
 

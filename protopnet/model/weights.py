@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -71,7 +70,9 @@ def read_state(uri: str) -> dict[str, Tensor]:
         raise UserError(f"model.weights: can't read {uri}: {error.strerror or error}") from error
     try:
         if uri.endswith(".safetensors"):
-            content: object = safetensors.torch.load(data)
+            from safetensors.torch import load
+
+            content: object = load(data)
         else:
             # A Namespace holds values and does nothing; torchvision's and timm's scripts save theirs beside the tensors.
             with torch.serialization.safe_globals([argparse.Namespace]):

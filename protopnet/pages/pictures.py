@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image
@@ -49,12 +48,14 @@ def heat(map_HW: Sequence[Sequence[float]] | np.ndarray, width: int, height: int
 
     From the map's least to its greatest value; a map that is the same everywhere shows nothing.
     """
+    from matplotlib import colormaps
+
     values_HW = np.asarray(map_HW, dtype=np.float64)
     enlarged_YX = upsample(torch.from_numpy(values_HW)[None], height, width)[0].numpy()
     flat = np.ptp(values_HW) <= 1e-6 * np.abs(values_HW).max()  # as good as: enlarging rounds
     low, high = enlarged_YX.min(), enlarged_YX.max()
     share_YX = np.zeros_like(enlarged_YX) if flat else (enlarged_YX - low) / (high - low)
-    rgba_YX4 = matplotlib.colormaps["inferno"](share_YX)
+    rgba_YX4 = colormaps["inferno"](share_YX)
     rgba_YX4[..., 3] = HEAT_OPACITY * share_YX
     return Image.fromarray((255 * rgba_YX4).round().astype(np.uint8), "RGBA")
 

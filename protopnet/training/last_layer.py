@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from protopnet.config import LastLayerSettings
 from protopnet.model.network import ProtoPNet
 from protopnet.passes.image_pass import PLAIN, NetworkTask, PassOptions, run_pass_in_place, unpack
+from protopnet.training.connections import anchor_KP, off_class_KP
 from protopnet.training.newton import solve_here
 from protopnet.training.proximal import metric_of
 from protopnet.training.solver import RowBlock, Solution, add_up, solve
@@ -190,21 +191,6 @@ def with_copies(rows: pa.Table, copies: int) -> pa.Table:
         training.append_column("copy", pa.array(np.full(len(training), copy, np.int32))) for copy in range(copies)
     ]
     return pa.concat_tables([plain, *augmented])
-
-
-def off_class_KP(prototype_class_P: np.ndarray, num_classes: int) -> np.ndarray:
-    """1 where a prototype belongs to another class than the row's, else 0."""
-    return (prototype_class_P[None, :] != np.arange(num_classes)[:, None]).astype(np.float64)
-
-
-def anchor_KP(off_KP: np.ndarray, connection_scale: float) -> np.ndarray:
-    """What the ridge pulls the connections towards: the scale to the own class, nothing to the others.
-
-    Training starts with -scale/2 to the other classes. Pulled back there, an optimum explains a class mostly by what
-    the image isn't: of a cosine model every logit was some -480, of which the own prototypes gave +89. From the same
-    similarities this anchor gives logits that the own prototypes make up, and as many right answers (docs/results.md).
-    """
-    return np.where(off_KP, 0.0, connection_scale)
 
 
 @contextmanager

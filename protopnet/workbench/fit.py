@@ -57,7 +57,7 @@ def resolve(
 class Fit:
     """The rows, which it changes, and the last solution. rows: to learn from; shown: to measure on.
 
-    anchor_KP, off_KP: as `training.last_layer` has them.
+    anchor_KP, off_KP: as `training.connections` has them.
     """
 
     def __init__(

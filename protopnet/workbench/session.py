@@ -20,7 +20,7 @@ from protopnet.auditing.settling import Settled
 from protopnet.errors import UserError
 from protopnet.passes.image_pass import PassOptions
 from protopnet.progress import LineReporter, Stopwatch
-from protopnet.training.last_layer import anchor_KP, off_class_KP
+from protopnet.training.connections import anchor_KP, off_class_KP
 from protopnet.training.solver import Progress
 from protopnet.workbench.cache import Cache
 from protopnet.workbench.fit import Fit, Rows, Worth, worth

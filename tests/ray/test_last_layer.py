@@ -15,12 +15,11 @@ from protopnet.config import AugmentSettings, LastLayerSettings
 from protopnet.datasets.rows import Dataset
 from protopnet.model.network import ProtoPNet
 from protopnet.model.prototypes import true_float32
+from protopnet.training.connections import anchor_KP, off_class_KP
 from protopnet.training.last_layer import (
     LastLayerResult,
     RowStore,
-    anchor_KP,
     cache_similarities,
-    off_class_KP,
     optimise_last_layer,
     solve_over,
 )

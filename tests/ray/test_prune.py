@@ -22,7 +22,7 @@ from protopnet.model.bundle import PROTOTYPE_SCHEMA, load_bundle, save_bundle
 from protopnet.model.network import ProtoPNet, build_network, placed
 from protopnet.progress import LineReporter
 from protopnet.tables import read_table
-from protopnet.training.last_layer import anchor_KP, off_class_KP
+from protopnet.training.connections import anchor_KP, off_class_KP
 from protopnet.training.solver import RowBlock, mean_over, metric_over, solve
 
 # As in conftest.py.

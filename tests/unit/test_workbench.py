@@ -17,7 +17,7 @@ from protopnet.auditing.prune import Corrector
 from protopnet.config import LastLayerSettings
 from protopnet.errors import UserError
 from protopnet.progress import LineReporter
-from protopnet.training.last_layer import anchor_KP, off_class_KP
+from protopnet.training.connections import anchor_KP, off_class_KP
 from protopnet.workbench.cache import Cache, write_cache
 from protopnet.workbench.fit import Fit, Rows, resolve, worth
 from protopnet.workbench.log import DecisionLog
