@@ -12,7 +12,7 @@ from protopnet.model.network import Baseline, ProtoPNet, build_network
 from protopnet.passes.image_pass import blocks_of
 from protopnet.plan import Plan, actors_text, hours_text, size_text
 from protopnet.training.schedule import training_cycles
-from protopnet.training.start import IMAGES_PER_CLASS
+from protopnet.training.start import IMAGES_PER_CLASS, start_bytes
 from protopnet.words import counted
 
 
@@ -42,6 +42,7 @@ def plan_run(settings: RunSettings, cluster: Cluster, images_per_second: float |
             pass_memory(network, settings.model.image_size, settings.push.batch_size),
             train.gpu,
         ),
+        *_start_lines(network, settings, images),
         *_storage_lines(network, settings, images),
         ("image passes", f"{work.training:,} training", f"{work.without:,} without gradients"),
         _hours(work, train, passes, images_per_second),
@@ -63,7 +64,7 @@ def _work(settings: RunSettings, images: Images) -> _Work:
     checks = sum((each.end - each.first) * images.validation + 2 * images.test for each in epochs)
     if settings.model.kind == "baseline":
         return _Work(training, checks + images.test)
-    start = min(images.train, IMAGES_PER_CLASS * images.classes) if settings.model.start == "data" else 0
+    start = _start_images(images) if settings.model.start == "data" else 0
     similarities = images.train * (1 + settings.last_layer.copies) + images.validation + images.test
     return _Work(training, start + checks + len(cycles) * (images.train + similarities) + images.test)
 
@@ -117,6 +118,17 @@ def _memory_lines(training: Memory, passing: Memory, gpu: bool) -> list[tuple[st
 
 def _parts(memory: Memory) -> str:
     return ", ".join(f"{name} {size_text(size)}" for name, size in memory.parts)
+
+
+def _start_lines(network: ProtoPNet | Baseline, settings: RunSettings, images: Images) -> list[tuple[str, str, str]]:
+    if settings.model.start != "data" or not isinstance(network, ProtoPNet):
+        return []
+    seen = _start_images(images)
+    return [("memory, start", size_text(start_bytes(network, seen)), f"patches of {seen:,} images, in the driver")]
+
+
+def _start_images(images: Images) -> int:
+    return min(images.train, IMAGES_PER_CLASS * images.classes)
 
 
 def _storage_lines(network: ProtoPNet | Baseline, settings: RunSettings, images: Images) -> list[tuple[str, str, str]]:

@@ -24,8 +24,10 @@ from protopnet.passes.image_pass import NetworkTask, PassOptions, run_pass
 
 # Patches kept from the whole data set: 1 GB of float16 at 512 channels. Enough for 1,000 classes of 1,000 patches.
 PATCH_BUDGET = 1_000_000
+MOST_BYTES = 4 << 30  # of patches, where they are wide; one an image there is always
 IMAGES_PER_CLASS = 64
 KMEANS_STEPS = 25
+_CHUNK = 4096  # patches that are looked at in more than float16 at a time
 
 
 @dataclass(frozen=True)
@@ -91,22 +93,36 @@ def sample_patches(
     options: PassOptions,
     on_images: Callable[[int], None] = lambda images: None,
 ) -> PatchSample:
-    """One pass over at most IMAGES_PER_CLASS images a class; the same sample for any sharding."""
+    """One pass over at most IMAGES_PER_CLASS images a class; the same sample for any sharding.
+
+    Patches go to their place as blocks come in: they are in memory once.
+    """
     rows = limit_per_class(rows, IMAGES_PER_CLASS, seed)
-    per_image = max(1, PATCH_BUDGET // len(rows))
-    outputs = []
-    for images, output in run_pass(rows, PatchTask(network, per_image, seed), options):
-        outputs.append(output)
-        on_images(images)
-    table = pa.concat_tables(outputs).sort_by("image_id")
+    per_image = patches_per_image(network, len(rows))
+    rows = rows.sort_by("image_id")
     h, w = network.prototypes.shape[2:]
-    windows = [
-        np.frombuffer(data.as_py(), np.float16).reshape(-1, network.backbone.channels * h * w)
-        for data in table["windows"]
-    ]
-    labels_N = np.repeat(table["label"].to_numpy(), [len(block) for block in windows])
-    features_NChw = torch.from_numpy(np.concatenate(windows)).view(len(labels_N), -1, h, w)
-    return PatchSample(features_NChw, labels_N, len(rows))
+    features_nLChw = torch.empty(len(rows), per_image, network.backbone.channels, h, w, dtype=torch.float16)
+    ids = rows["image_id"].to_numpy()
+    for images, output in run_pass(rows, PatchTask(network, per_image, seed), options):
+        for place, windows in zip(np.searchsorted(ids, output["image_id"].to_numpy()), output["windows"], strict=True):
+            given = np.frombuffer(windows.as_buffer(), np.float16)
+            features_nLChw[place].numpy().reshape(-1)[:] = given
+        on_images(images)
+    return PatchSample(features_nLChw.flatten(0, 1), np.repeat(rows["label"].to_numpy(), per_image), len(rows))
+
+
+def patches_per_image(network: ProtoPNet, images: int) -> int:
+    """How many patches of each of so many images are kept."""
+    h, w = network.prototypes.shape[2:]
+    rows, columns = network.backbone.map_shape(network.preprocessing.size)[1:]
+    most = min(PATCH_BUDGET, MOST_BYTES // (2 * network.backbone.channels * h * w))
+    return min(max(1, most // max(1, images)), (rows - h + 1) * (columns - w + 1))
+
+
+def start_bytes(network: ProtoPNet, images: int) -> int:
+    """What the driver holds of so many images: their patches in float16, and in float32 as the add-on layers see them."""
+    depth, h, w = network.prototypes.shape[1:]
+    return images * patches_per_image(network, images) * h * w * (2 * network.backbone.channels + 4 * depth)
 
 
 def limit_per_class(rows: pa.Table, limit: int, seed: int) -> pa.Table:
@@ -119,8 +135,7 @@ def limit_per_class(rows: pa.Table, limit: int, seed: int) -> pa.Table:
 
 def start_from_patches(network: ProtoPNet, sample: PatchSample, seed: int) -> None:
     """Set the add-on layers and the prototypes of the network from a sample of patches."""
-    cells_NC = sample.features_NChw.movedim(1, -1).flatten(0, -2).float()
-    mean_C, directions_CK, deviations_K = principal_directions(cells_NC)
+    mean_C, directions_CK, deviations_K = principal_directions(sample.features_NChw)
     shape = COSINES if network.kind == "cosine" else DISTANCES
     set_add_on(network.add_on, mean_C, directions_CK, deviations_K, shape)
     with torch.no_grad():
@@ -130,16 +145,28 @@ def start_from_patches(network: ProtoPNet, sample: PatchSample, seed: int) -> No
 @torch.no_grad()
 def latent_windows(network: ProtoPNet, sample: PatchSample) -> torch.Tensor:
     """The patches as the add-on layers see them, N x Dhw."""
-    return torch.cat([network.add_on(chunk.float()) for chunk in sample.features_NChw.split(4096)]).flatten(1)
+    latent_Nd = torch.empty(len(sample.labels_N), network.prototypes[0].numel())
+    for own, chunk in zip(latent_Nd.split(_CHUNK), sample.features_NChw.split(_CHUNK), strict=True):
+        own.copy_(network.add_on(chunk.float()).flatten(1))
+    return latent_Nd
 
 
 def principal_directions(cells_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean (C), directions as columns (C x C, largest variance first) and standard deviations (C)."""
-    mean_C = cells_NC.mean(0)
-    centred_NC = (cells_NC - mean_C).double()
-    variances_C, directions_CC = torch.linalg.eigh(centred_NC.T @ centred_NC / max(1, len(cells_NC) - 1))
+    """Mean (C), directions as columns (C x C, largest variance first) and standard deviations (C).
+
+    Of N x C cells, or of the cells of N x C x h x w windows; from their moments, in float64.
+    """
+    count, channels = cells_NC.numel() // cells_NC.shape[1], cells_NC.shape[1]
+    sum_C, scatter_CC = torch.zeros(channels).double(), torch.zeros(channels, channels).double()
+    for chunk in cells_NC.split(_CHUNK):
+        sum_C += chunk.sum((0, *range(2, chunk.dim())), dtype=torch.float64)
+    mean_C = sum_C / count
+    for chunk in cells_NC.split(_CHUNK):
+        centred_nC = chunk.movedim(1, -1).reshape(-1, channels).double() - mean_C
+        scatter_CC.addmm_(centred_nC.T, centred_nC)
+    variances_C, directions_CC = torch.linalg.eigh(scatter_CC / max(1, count - 1))
     deviations_C = variances_C.clamp_min(0).sqrt().flip(0)
-    return mean_C, directions_CC.flip(1).float(), deviations_C.float()
+    return mean_C.float(), directions_CC.flip(1).float(), deviations_C.float()
 
 
 def set_add_on(

@@ -51,6 +51,12 @@ class TestTraining:
         assert plan["a step"] == "80 images 40 a worker at most"
         assert plan["cluster"] == "2 nodes, 8 CPUs, 1 GPU grows by up to 8 nodes, 8 GPUs"
 
+    def test_the_start_is_planned_by_its_patches(self) -> None:
+        plan = shown(settings_of(model=SMALL | {"start": "data"}), GPUS)
+        assert (
+            plan["memory, start"] == "29.9 MB patches of 648 images, in the driver"
+        )  # 144 cells of 128 + 2 x 16 channels
+
     def test_a_baseline_has_no_prototypes_to_plan_for(self) -> None:
         plan = shown(settings_of(model={"kind": "baseline", "backbone": "resnet18", "image_size": 96}), GPUS)
         assert "the last layer's matrix" not in plan

@@ -1,10 +1,13 @@
 """Start from data: principal directions as pairs, k-means per class, everything drawn by seed."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from protopnet.config import ModelSettings
 from protopnet.model.network import ProtoPNet, add_on_layers, build_network
@@ -13,8 +16,10 @@ from protopnet.training.start import (
     PatchTask,
     kmeans,
     limit_per_class,
+    patches_per_image,
     principal_directions,
     set_add_on,
+    start_bytes,
     start_from_patches,
 )
 
@@ -51,6 +56,33 @@ def test_principal_directions_are_those_of_the_covariance() -> None:
     assert deviations.tolist() == sorted(deviations.tolist(), reverse=True)
     off_diagonal = torch.cov(projected.T) - torch.diag(projected.var(0))
     assert off_diagonal.abs().max() < 1e-3
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes that an operation gave back in a storage of its own."""
+
+    def __init__(self, given: torch.Tensor) -> None:
+        super().__init__()
+        self.given, self.bytes = given.untyped_storage().data_ptr(), 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() != self.given:
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2)])
+def test_patches_are_in_memory_once(shape: tuple[int, int]) -> None:
+    """What is made of them all is smaller: moments, and the latent windows."""
+    net = network(prototype_shape=shape)
+    patches = sample(12_000, shape)
+    with Largest(patches.features_NChw) as largest:
+        start_from_patches(net, patches, seed=0)
+    bound = 4096 * 512 * shape[0] * shape[1] * 8  # a chunk in float64
+    assert largest.bytes <= bound < 4 * 12_000 * 512 * shape[0] * shape[1]
+    assert start_bytes(net, 10) == 10 * patches_per_image(net, 10) * shape[0] * shape[1] * (2 * 512 + 4 * 16)
 
 
 @pytest.mark.parametrize("depth", [16, 15])
