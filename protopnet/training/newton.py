@@ -11,6 +11,9 @@ iteration there computes with all K×P of them, twice. Here a cycle has three pa
 3. The gradient over all K×P connections, rows in chunks: it certifies the KKT residual, or says what is to be let in, at
    most as many again as a class has.
 
+Beside the rows it holds their logits, in the rows' precision, and three numbers a connection; all else is of some rows
+or of one class. Sums are float64.
+
 Legend: n rows, P prototypes, K classes, A connections of a class, C those of all classes together.
 """
 
@@ -24,7 +27,7 @@ from protopnet.training.proximal import Array
 from protopnet.training.quadratic import conjugate_gradients, least_quadratic, subgradient
 from protopnet.training.solver import Progress, RowBlock, Solution, mean_over, metric_over, solve
 
-_CHUNK = 4096  # rows at a time, where there is a number for each row and class
+_CHUNK = 2048  # rows at a time, where there is a number for each row and class
 _SMALL_SET = 32  # connections that a working set may grow to at once
 _WIDE = 8, 128  # with more than P / 8 connections a class, and more than 128, a dense product is as quick
 _NO_CURVATURE = 1e-6  # rows that weigh less are left out of a model, never out of F or its gradient
@@ -54,11 +57,11 @@ def solve_here(
 
     Where the optimum turns out not to be sparse it is left to `solve`, from what has been reached.
     """
-    anchor = np.array(start, dtype=np.float64)
-    least = np.full(anchor.shape, -np.inf) if floor is None else np.asarray(floor, dtype=np.float64)
-    off = np.asarray(off_class).astype(bool)
-    search = _Search(block, anchor, np.where(off, l1, 0.0), ridge, least, tolerance)
-    search.place(np.maximum(anchor if initial is None else np.array(initial, dtype=np.float64), least))
+    anchor = np.asarray(start, dtype=np.float64)
+    least = np.broadcast_to(-np.inf, anchor.shape) if floor is None else np.asarray(floor, dtype=np.float64)
+    off = np.asarray(off_class, dtype=bool)
+    search = _Search(block, anchor, off, l1, ridge, least, tolerance)
+    search.place(np.maximum(anchor if initial is None else initial, least, dtype=np.float64))
     history: list[Progress] = []
     residual = search.note(history, on_iteration)
     search.thin_out()
@@ -105,58 +108,70 @@ class _Search:
     """The weights reached, with their logits (a class at a time, so that one can change) and F."""
 
     def __init__(
-        self, block: RowBlock, anchor: Array, penalty: Array, ridge: float, floor: Array, tolerance: float
+        self,
+        block: RowBlock,
+        anchor: Array,
+        off: NDArray[np.bool_],
+        l1: float,
+        ridge: float,
+        floor: Array,
+        tolerance: float,
     ) -> None:
         self.columns_nP = np.asfortranarray(block.similarities)  # of which a few are picked again and again
         self.labels_n, self.rows = block.labels, len(block)
-        self.anchor, self.penalty, self.ridge, self.floor = anchor, penalty, ridge, floor
+        self.anchor, self.off, self.l1, self.ridge, self.floor = anchor, off & (l1 > 0), l1, ridge, floor
         self.tolerance = tolerance
         self.classes = len(anchor)
         self.own = [np.flatnonzero(block.labels == k) for k in range(self.classes)]
         self.models: dict[int, _Model] = {}
+        self.logits_Kn = np.empty((self.classes, self.rows), self.columns_nP.dtype)
+        self.subgradient = np.empty(anchor.shape)
 
     def place(self, weights: Array) -> None:
         """Be here."""
-        self.weights, self.logits_Kn = weights, self._logits(weights)
-        self.norm_n = self._norm(self.logits_Kn)
-        self.objective = self._objective(weights, self.logits_Kn, self.norm_n)
+        self.weights = weights
+        self._find_logits()
+        self._find_norm()
+        self.objective = self._objective()
         if not np.isfinite(self.objective):
             raise FloatingPointError("the objective of the last layer is not finite")
 
     def thin_out(self) -> None:
         """Begin without the connections under l1 that nothing pulls away from 0, if that isn't worse."""
         before = self.weights, self.objective
-        idle = (self.penalty > 0) & (self.anchor == 0) & (self.weights != 0)
+        idle = self.off & (self.anchor == 0) & (self.weights != 0)
         if np.count_nonzero(idle) <= self.weights.size // 16:
             return
         self.place(np.where(idle, np.maximum(0.0, self.floor), self.weights))
         if self.objective > before[1]:
             self.place(before[0])
-        self.subgradient = self._subgradient(self._gradient())
+        self._find_subgradient()
 
     def is_wide(self) -> bool:
         share, most = _WIDE
-        a_class = np.count_nonzero((self.weights != 0) | (self.penalty == 0)) / self.classes
+        a_class = np.count_nonzero((self.weights != 0) | ~self.off) / self.classes
         return bool(a_class > max(most, self.weights.shape[1] / share))
 
     def note(self, history: list[Progress], tell: Callable[[Progress], None] | None) -> float:
         """Step 3."""
-        self.subgradient = self._subgradient(self._gradient())
-        history.append(Progress(len(history), self.objective, float(np.abs(self.subgradient).max())))
+        self._find_subgradient()
+        residual = float(max(self.subgradient.max(), -self.subgradient.min()))
+        history.append(Progress(len(history), self.objective, residual))
         if tell:
             tell(history[-1])
         return history[-1].residual
 
     def each_class(self) -> None:
         """Step 1, the class furthest from its optimum first."""
-        for k in np.argsort(-np.abs(self.subgradient).max(axis=1), kind="stable").tolist():
+        furthest_K = np.maximum(self.subgradient.max(axis=1), -self.subgradient.min(axis=1))
+        for k in np.argsort(-furthest_K, kind="stable").tolist():
             self._step(k, self._working_set(k))
         self.place(self.weights)  # what rounding has added up is gone
 
     def _working_set(self, k: int) -> Indices:
         weights_P, wish_P = self.weights[k], np.abs(self.subgradient[k])
-        kept = np.flatnonzero((weights_P != 0) | (self.penalty[k] == 0))
-        new = np.flatnonzero((weights_P == 0) & (self.penalty[k] > 0) & (wish_P > self.tolerance / 2))
+        kept = np.flatnonzero((weights_P != 0) | ~self.off[k])
+        new = np.flatnonzero((weights_P == 0) & self.off[k] & (wish_P > self.tolerance / 2))
         most = max(_SMALL_SET, len(kept))
         if len(new) > most:
             new = new[np.argsort(-wish_P[new], kind="stable")[:most]]
@@ -165,9 +180,8 @@ class _Search:
     def _step(self, k: int, A: Indices) -> None:
         """Minimise the model of a class over these connections and go there, as far as F falls."""
         columns_nA = self.columns_nP[:, A]
-        weights_A, penalty_A, floor_A, anchor_A = (
-            matrix[k, A] for matrix in (self.weights, self.penalty, self.floor, self.anchor)
-        )
+        weights_A, floor_A, anchor_A = (matrix[k, A] for matrix in (self.weights, self.floor, self.anchor))
+        penalty_A = self.l1 * self.off[k, A]
         probability_n = np.exp(self.logits_Kn[k] - self.norm_n)
         error_n = probability_n.copy()
         error_n[self.own[k]] -= 1
@@ -191,7 +205,7 @@ class _Search:
             change += penalty_A @ (np.abs(new_A) - np.abs(weights_A))
             if change <= _SUFFICIENT * length * promise:
                 self.weights[k, A] = new_A if length < 1 else target_A
-                self.logits_Kn[k] += length * rise_n
+                self.logits_Kn[k] += (length * rise_n).astype(self.logits_Kn.dtype)
                 self.norm_n += growth_n
                 return
             length /= 2
@@ -199,8 +213,11 @@ class _Search:
     def _hessian(self, columns_nA: NDArray[np.floating], probability_n: Array) -> Array:
         curvature_n = probability_n * (1 - probability_n) / self.rows
         rows = np.flatnonzero(curvature_n * self.rows > _NO_CURVATURE)
-        some = columns_nA[rows]
-        hessian = ((some * curvature_n[rows, None].astype(some.dtype)).T @ some).astype(np.float64)
+        hessian = np.zeros((columns_nA.shape[1],) * 2)
+        for first in range(0, len(rows), _CHUNK):
+            rows_c = rows[first : first + _CHUNK]
+            some = columns_nA[rows_c]
+            hessian += (some * curvature_n[rows_c, None].astype(some.dtype)).T @ some
         hessian[np.diag_indices(len(hessian))] += self.ridge
         return hessian
 
@@ -213,28 +230,30 @@ class _Search:
             return np.concatenate([inverse @ v for inverse, v in zip(inverses, np.split(v_C, cuts), strict=True)])
 
         way = np.split(conjugate_gradients(lambda v: self._curved(free, cuts, v), precondition, -slope_C), cuts)
-        before, length = (self.weights, self.logits_Kn, self.norm_n, self.objective), 1.0
+        before, lowest, length = self.weights, self.objective, 1.0
         for _ in range(_JOINT_HALVINGS):
-            new = before[0].copy()
+            new = before.copy()
             for k, A in enumerate(free):
                 x = new[k, A] + length * way[k]
-                new[k, A] = np.where((self.penalty[k, A] > 0) & (np.sign(x) != np.sign(new[k, A])), 0.0, x)
-            self.place(np.maximum(new, self.floor))
-            if self.objective < before[3]:
+                new[k, A] = np.where(self.off[k, A] & (np.sign(x) != np.sign(new[k, A])), 0.0, x)
+            self.place(np.maximum(new, self.floor, out=new))
+            if self.objective < lowest:
                 return
             length /= 2
-        self.weights, self.logits_Kn, self.norm_n, self.objective = before
+        self.place(before)
 
     def _free(self) -> tuple[list[Indices], Array, Indices]:
         """Of each class the connections that aren't held at 0 or by the floor; F's slope along them; where to cut it."""
         free, slopes = [], []
         for k in range(self.classes):
-            A = np.flatnonzero((self.weights[k] != 0) | (self.penalty[k] == 0))
+            A = np.flatnonzero((self.weights[k] != 0) | ~self.off[k])
             error_n = np.exp(self.logits_Kn[k] - self.norm_n)
             error_n[self.own[k]] -= 1
             slope_A = error_n.astype(self.columns_nP.dtype) @ self.columns_nP[:, A] / self.rows
             weights_A = self.weights[k, A]
-            slope_A = slope_A + self.ridge * (weights_A - self.anchor[k, A]) + self.penalty[k, A] * np.sign(weights_A)
+            slope_A = (
+                slope_A + self.ridge * (weights_A - self.anchor[k, A]) + self.l1 * self.off[k, A] * np.sign(weights_A)
+            )
             inside = (weights_A > self.floor[k, A]) | (slope_A < 0)
             free.append(A[inside])
             slopes.append(slope_A[inside])
@@ -245,7 +264,7 @@ class _Search:
         if hessian_AA is None:
             hessian_AA = self._hessian(self.columns_nP[:, A], np.exp(self.logits_Kn[k] - self.norm_n))
             self.models[k] = _Model(A, hessian_AA)
-        return np.asarray(np.linalg.inv(hessian_AA), dtype=np.float64)
+        return np.asarray(np.linalg.inv(hessian_AA), dtype=self.columns_nP.dtype)  # to precondition is not to solve
 
     def _curved(self, free: list[Indices], cuts: Indices, v_C: Array) -> Array:
         """Second derivatives of the loss of all classes, and of the ridge, times a vector."""
@@ -253,49 +272,55 @@ class _Search:
         result = self.ridge * v_C
         sums = np.split(result, cuts)
         for rows in self._chunks():
-            p_Kc = np.exp(self.logits_Kn[:, rows] - self.norm_n[rows])
+            p_Kc = np.exp(self.logits_Kn[:, rows] - self.norm_n[rows].astype(single))
             rise_Kc = np.stack([self.columns_nP[rows, A] @ v.astype(single) for A, v in zip(free, parts, strict=True)])
-            rise_Kc = p_Kc * rise_Kc
-            rise_Kc -= p_Kc * rise_Kc.sum(axis=0)
-            for A, risen_c, sum_A in zip(free, rise_Kc.astype(single), sums, strict=True):
+            rise_Kc *= p_Kc
+            p_Kc *= rise_Kc.sum(axis=0)
+            rise_Kc -= p_Kc
+            for A, risen_c, sum_A in zip(free, rise_Kc, sums, strict=True):
                 sum_A += risen_c @ self.columns_nP[rows, A] / self.rows
         return result
 
-    def _gradient(self) -> Array:
-        """Of the smooth part, over all connections."""
-        gradient = self.ridge * (self.weights - self.anchor)
+    def _find_subgradient(self) -> None:
+        """Of F, over all connections: first the gradient of the smooth part."""
+        found, single = self.subgradient, self.columns_nP.dtype
+        np.subtract(self.weights, self.anchor, out=found)
+        found *= self.ridge
         for rows in self._chunks():
-            error_Kc = np.exp(self.logits_Kn[:, rows] - self.norm_n[rows])
+            error_Kc = self._probabilities(rows)
             labels_c = self.labels_n[rows]
             error_Kc[labels_c, np.arange(len(labels_c))] -= 1
-            gradient += (error_Kc / self.rows).astype(self.columns_nP.dtype) @ self.columns_nP[rows]
-        return gradient
+            found += (error_Kc / self.rows).astype(single) @ self.columns_nP[rows]
+        for k, gradient_P in enumerate(found):
+            found[k] = subgradient(self.weights[k], gradient_P, self.l1 * self.off[k], self.floor[k])
 
-    def _subgradient(self, gradient: Array) -> Array:
-        return subgradient(self.weights, gradient, self.penalty, self.floor)
+    def _probabilities(self, rows: slice) -> Array:
+        p_Kc: Array = self.logits_Kn[:, rows] - self.norm_n[rows]
+        return np.exp(p_Kc, out=p_Kc)
 
-    def _logits(self, weights: Array) -> Array:
-        logits_Kn = np.empty((self.classes, self.rows))
+    def _find_logits(self) -> None:
+        weights, single = self.weights, self.columns_nP.dtype
         if np.count_nonzero(weights) > weights.size // _WIDE[0]:  # to pick nearly all columns would copy them
             for rows in self._chunks():
-                logits_Kn[:, rows] = weights.astype(self.columns_nP.dtype) @ self.columns_nP[rows].T
-            return logits_Kn
+                self.logits_Kn[:, rows] = weights.astype(single) @ self.columns_nP[rows].T
+            return
         for k, weights_P in enumerate(weights):
             A = np.flatnonzero(weights_P)
-            logits_Kn[k] = self.columns_nP[:, A] @ weights_P[A].astype(self.columns_nP.dtype)
-        return logits_Kn
+            self.logits_Kn[k] = self.columns_nP[:, A] @ weights_P[A].astype(single)
 
-    def _norm(self, logits_Kn: Array) -> Array:
-        norm_n = np.empty(self.rows)
+    def _find_norm(self) -> None:
+        self.norm_n = np.empty(self.rows)
         for rows in self._chunks():
-            highest_c = logits_Kn[:, rows].max(axis=0)
-            norm_n[rows] = highest_c + np.log(np.exp(logits_Kn[:, rows] - highest_c).sum(axis=0))
-        return norm_n
+            highest_c = self.logits_Kn[:, rows].max(axis=0).astype(np.float64)
+            self.norm_n[rows] = highest_c
+            self.norm_n[rows] += np.log(self._probabilities(rows).sum(axis=0))
 
-    def _objective(self, weights: Array, logits_Kn: Array, norm_n: Array) -> float:
-        away = weights - self.anchor
-        loss = float((norm_n - logits_Kn[self.labels_n, np.arange(self.rows)]).mean())
-        return loss + float(np.vdot(self.penalty, np.abs(weights))) + self.ridge / 2 * float(np.vdot(away, away))
+    def _objective(self) -> float:
+        loss = float((self.norm_n - self.logits_Kn[self.labels_n, np.arange(self.rows)]).mean())
+        for weights_P, anchor_P, off_P in zip(self.weights, self.anchor, self.off, strict=True):
+            away_P = weights_P - anchor_P
+            loss += self.l1 * float(np.abs(weights_P[off_P]).sum()) + self.ridge / 2 * float(away_P @ away_P)
+        return loss
 
     def _chunks(self) -> list[slice]:
         return [slice(first, first + _CHUNK) for first in range(0, self.rows, _CHUNK)]

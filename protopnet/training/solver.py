@@ -14,7 +14,7 @@ of the minimum-norm subgradient of F at W: zero exactly at the optimum, in the u
 Because of the ridge, F(W) − min F ≤ ‖subgradient‖²/(2·ridge): `Solution.gap` is that certificate.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -50,7 +50,7 @@ class RowBlock:
         self.chunk_rows = chunk_rows
         if self.similarities.ndim != 2 or self.labels.shape != self.similarities.shape[:1]:
             raise ValueError(f"{self.similarities.shape} similarities for {self.labels.shape} labels")
-        if not np.isfinite(self.similarities).all():
+        if not all(np.isfinite(self.similarities[rows]).all() for rows in self._chunks()):
             raise ValueError("similarities that are not finite")
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < num_classes:
             raise ValueError(f"labels outside 0 … {num_classes - 1}")
@@ -58,14 +58,16 @@ class RowBlock:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def _chunks(self) -> Iterator[slice]:
+        return (slice(first, first + self.chunk_rows) for first in range(0, len(self), self.chunk_rows))
+
     def loss_and_gradient(self, weights: Array) -> tuple[float, Array]:
         """Sum over the rows of the cross-entropy, and its gradient. Memory beyond the result: one chunk."""
         # Adding the same row to all classes changes no cross-entropy; without their common part logits are
         # small, and float32 similarities lose nothing that matters.
         centred = (weights - weights.mean(axis=0)).astype(self.similarities.dtype)
         loss, gradient = 0.0, np.zeros(weights.shape)
-        for first in range(0, len(self), self.chunk_rows):
-            rows = slice(first, first + self.chunk_rows)
+        for rows in self._chunks():
             part, residual = _cross_entropy(self.similarities[rows] @ centred.T, self.labels[rows])
             loss += part
             gradient += residual.T @ self.similarities[rows]

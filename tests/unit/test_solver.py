@@ -1,5 +1,6 @@
 """The last-layer solver against independent solvers, and its properties."""
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
+from protopnet.training.connections import anchor_KP, off_class_KP
 from protopnet.training.newton import solve_here
 from protopnet.training.proximal import Metric, metric_of, soft_threshold
 from protopnet.training.solver import (
@@ -306,6 +308,25 @@ def test_newton_takes_in_what_is_missing_and_needs_few_cycles(monkeypatch: pytes
             solve(mean_over([block]), anchor, off, initial=initial, **{**how, "max_iterations": 0}).objective
         )
         np.testing.assert_array_equal(found.weights == 0, best.weights == 0)
+
+
+def test_beside_the_rows_little_is_in_memory() -> None:
+    random, classes = np.random.default_rng(0), 20
+    labels, of_prototype = np.arange(8000) % classes, np.arange(400) % classes
+    centres, noise = random.standard_normal((classes, 32)), random.standard_normal
+    similarities = (centres[labels] + noise((8000, 32))) @ (centres[of_prototype] + noise((400, 32))).T / 64
+    off = off_class_KP(of_prototype, classes)
+    places = anchor_KP(off, 1.0), off
+    peaks = []
+    for rows in (20, 8000):  # the first one loads what numpy loads late
+        block = RowBlock(np.asfortranarray(similarities[:rows], np.float32), labels[:rows], classes)
+        tracemalloc.start()
+        found = solve_here(block, *places, l1=1e-4, ridge=1e-4, initial=np.where(off, -0.5, 1.0))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert block.similarities.dtype == np.float32
+    assert found.converged
+    assert peaks[1] < 0.45 * block.similarities.nbytes  # of so few prototypes a class the logits alone are a twentieth
 
 
 def test_a_dense_optimum_is_left_to_the_other_solver(monkeypatch: pytest.MonkeyPatch) -> None:
