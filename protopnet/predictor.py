@@ -17,8 +17,9 @@ from PIL import Image
 
 from protopnet import imaging
 from protopnet.errors import UserError
-from protopnet.evidence.explanation import Explainer, Explanation, explaining
+from protopnet.evidence.explanation import Explainer, explaining
 from protopnet.evidence.ranking import View
+from protopnet.evidence.records import Explanation
 from protopnet.evidence.sources import Shown
 from protopnet.imaging import Preprocessing
 from protopnet.model.bundle import Bundle, BundleInfo, load_bundle

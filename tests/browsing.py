@@ -73,3 +73,15 @@ def assert_adds_up(card: Any) -> Decimal:
     assert sum(points for _, _, points in listed) + sum(rest) == total
     assert number(card.locator("summary .total").inner_text()) == total
     return total
+
+
+def assert_contrast_adds_up(card: Any) -> None:
+    """Points for the one minus points for the other is the difference, and the differences add up to the total."""
+    differences = []
+    for line in card.locator("tbody tr").all():
+        own, rival, difference = (line.locator(f".{name}").inner_text() for name in ("own", "rival", "points"))
+        assert number(own) - number(rival.strip("()")) == number(difference)
+        differences.append(number(difference))
+    *rest, total = (number(text) for text in card.locator("tfoot .points").all_inner_texts())
+    assert differences
+    assert sum(differences) + sum(rest) == total

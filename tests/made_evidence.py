@@ -3,9 +3,10 @@
 import numpy as np
 from PIL import Image
 
-from protopnet.evidence.explanation import ClassEvidence, Evidence, Explanation, Remainder, Source
 from protopnet.evidence.figures import Album
-from protopnet.evidence.sums import sums_of
+from protopnet.evidence.records import ClassEvidence, Contrast, Difference, Evidence, Explanation, Remainder
+from protopnet.evidence.sources import Source
+from protopnet.evidence.sums import contrast_sums_of, sums_of
 from protopnet.pages import pictures
 
 CLASSES = ["001.Blue_Jay", "002.House_Wren", "003.<b>Crow</b>"]
@@ -62,6 +63,30 @@ def explanation(listed: list[float], rest: float, label: int = 0) -> Explanation
         shown=sums_of([(each.similarity, each.connection) for each in found], logit, 0.75, remaining=7),
     )
     return Explanation(width=120, height=90, members=1, classes=[entry])
+
+
+def contrast(rows: list[tuple[float, float]], rest: float, rival: int = 1) -> Contrast:
+    """rows: connections to the answer and to the rival; similarities are 0.5."""
+    found = [
+        Difference(
+            **dict(evidence(own / 2, number, connection=own)),
+            rival_connection=other,
+            rival_points=other / 2,
+            difference=(own - other) / 2,
+        )
+        for number, (own, other) in enumerate(rows)
+    ]
+    difference = sum(row.difference for row in found) + rest
+    return Contrast(
+        class_=0,
+        class_name=CLASSES[0],
+        rival=rival,
+        rival_name=CLASSES[rival],
+        difference=difference,
+        rows=found,
+        remainder=Remainder(prototypes=7, points=rest),
+        shown=contrast_sums_of([(0.5, own, other) for own, other in rows], difference, 0.0, remaining=7),
+    )
 
 
 def album(jpeg: bytes | None = None) -> Album:

@@ -63,6 +63,7 @@ class Model:
         top_classes: int = 1,
         top_prototypes: int = 5,
         most_similar: int = 0,
+        contrast: bool = True,
         thumbnails: bool = False,
     ) -> Why: ...
     @overload
@@ -74,6 +75,7 @@ class Model:
         top_classes: int = 1,
         top_prototypes: int = 5,
         most_similar: int = 0,
+        contrast: bool = True,
         thumbnails: bool = False,
     ) -> Results[Why]: ...
     def explain(
@@ -84,20 +86,23 @@ class Model:
         top_classes: int = 1,
         top_prototypes: int = 5,
         most_similar: int = 0,
+        contrast: bool = True,
         thumbnails: bool = False,
     ) -> Why | Results[Why]:
         """Why each image gets its points: one result for an image, `Results` for several.
 
         why_not: classes to explain beside the top ones. top_prototypes: to list a class, most points first.
-        most_similar: prototypes to list by similarity alone. thumbnails: in the data, pictures of the training images
-        (figures have them anyway). `UserError` for an image that can't be read, a class that there isn't, and a
-        black-box baseline.
+        most_similar: prototypes to list by similarity alone. contrast: also what tells the answer from each class of
+        `why_not`, else from the second most probable, prototype by prototype. thumbnails: in the data, pictures of the
+        training images (figures have them anyway). `UserError` for an image that can't be read, a class that there
+        isn't, and a black-box baseline.
         """
         asked = [find_class(name, self.classes) for name in ([why_not] if isinstance(why_not, str) else why_not)]
         options = {
             "top_classes": top_classes,
             "top_prototypes": top_prototypes,
             "most_similar": most_similar,
+            "contrast": contrast,
             "thumbnails": thumbnails,
         }
         found = Results(why for batch in self._batches(images) for why in self._explain(batch, asked, options))

@@ -14,8 +14,8 @@ from PIL import Image
 
 from protopnet.api import display
 from protopnet.errors import UserError
-from protopnet.evidence.explanation import ClassEvidence, Explanation
 from protopnet.evidence.figures import Album, class_figure, page
+from protopnet.evidence.records import ClassEvidence, Contrast, Explanation
 from protopnet.words import called, find_class, percent, probability_text, readable_names
 
 if TYPE_CHECKING:
@@ -180,6 +180,11 @@ class Why(Result):
         return self.explanation.classes
 
     @property
+    def contrasts(self) -> list[Contrast]:
+        """What tells the predicted class from another, prototype by prototype."""
+        return self.explanation.contrasts
+
+    @property
     def class_name(self) -> str:
         """The predicted class."""
         return self.explanation.top.class_name
@@ -202,8 +207,8 @@ class Why(Result):
                 raise UserError(f"{of} isn't among the classes explained: ask for it with why_not={of!r}")
         return display.stacked([self.figure_of(entry) for entry in chosen])
 
-    def figure_of(self, entry: ClassEvidence) -> Image.Image:
-        """The table of evidence of one of `classes`."""
+    def figure_of(self, entry: ClassEvidence | Contrast) -> Image.Image:
+        """The table of one of `classes` or `contrasts`."""
         size = (self.explanation.width, self.explanation.height)
         return class_figure(self.photo, entry, self.album, readable_names(self.album.explainer.classes), size)
 
@@ -234,9 +239,9 @@ class Why(Result):
         return f"{self.name}: {self.verdict}"
 
     def _repr_html_(self) -> str:
-        rows = sum(max(1, len(entry.evidence)) for entry in self.classes)
+        rows = [max(1, len(entry.evidence)) for entry in self.classes] + [len(each.rows) for each in self.contrasts]
         try:
-            return display.framed(self.page(), rows, len(self.classes))
+            return display.framed(self.page(), sum(rows), len(rows))
         except UserError as error:  # a bundle without pictures
             return display.in_words(f"{self} ({error})")
 

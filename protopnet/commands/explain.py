@@ -3,7 +3,8 @@
     python jobs/explain.py runs/quickstart/bundle bird.jpg
     python jobs/explain.py runs/a/bundle runs/b/bundle *.jpg --class Cardinal --output why
 
-Several bundles make an ensemble. `--class` asks about a class that isn't among the top ones ("why not a cardinal?").
+Several bundles make an ensemble. `--class` asks about a class that isn't among the top ones ("why not a cardinal?"): it
+is explained like them, and set beside the answer prototype by prototype.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from protopnet.cli import Positional, Repeated, checked, parse
 from protopnet.config import Section
 from protopnet.errors import UserError, exit_with_a_sentence
 from protopnet.evidence.figures import page
+from protopnet.evidence.records import ClassEvidence, Contrast
 from protopnet.evidence.sources import Named, Shown
 from protopnet.model.bundle import INFO
 from protopnet.pages import pictures
@@ -33,12 +35,17 @@ class ExplainSettings(Section):
     )
     output: str = Field("explanations", description="folder for what is written")
     pictures: Literal["all", "page", "none"] = Field(
-        "all", description="all: a PNG for each image and class, and the page; page: that alone; none: JSON only"
+        "all", description="all: a PNG for each table, and the page; page: that alone; none: JSON only"
     )
     top_classes: int = Field(2, ge=1, description="classes to explain, highest logit first")
     top_prototypes: int = Field(5, ge=1, description="prototypes to list a class, most points first")
     most_similar: int = Field(
         10, ge=0, description="prototypes to list by similarity alone, of whatever class (in the JSON)"
+    )
+    contrast: bool = Field(
+        True,
+        description="also show what tells the answer from each --class, else from the second most probable class: as many "
+        "prototypes that speak for the one as for the other",
     )
     sources: Named = Field(
         "names",
@@ -61,6 +68,7 @@ def explain(settings: ExplainSettings | Mapping[str, Any]) -> Results[Why]:
         top_classes=settings.top_classes,
         top_prototypes=settings.top_prototypes,
         most_similar=settings.most_similar,
+        contrast=settings.contrast,
         thumbnails=True,
     )
     if settings.pictures != "none":
@@ -113,10 +121,13 @@ def _told_apart(names: Sequence[str]) -> list[str]:
 
 def _write_figures(output: str, found: Results[Why]) -> None:
     names = _file_names([why.name for why in found])
-    drawn = [
-        (why, entry, f"{name}-{place}-{entry.class_name.replace('/', '_').replace(' ', '_')}.png")
-        for name, why in zip(names, found, strict=True)
-        for place, entry in enumerate(why.classes, 1)
-    ]
+    drawn: list[tuple[Why, ClassEvidence | Contrast, str]] = []
+    for name, why in zip(names, found, strict=True):
+        drawn += [(why, e, f"{name}-{place}-{_in_a_file(e.class_name)}.png") for place, e in enumerate(why.classes, 1)]
+        drawn += [(why, c, f"{name}-not-{_in_a_file(c.rival_name)}.png") for c in why.contrasts]
     for (why, entry, _), file in zip(drawn, _told_apart([file for *_, file in drawn]), strict=True):
         storage.write_bytes(storage.join(output, file), pictures.encoded(why.figure_of(entry), "PNG"))
+
+
+def _in_a_file(name: str) -> str:
+    return name.replace("/", "_").replace(" ", "_")

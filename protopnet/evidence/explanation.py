@@ -1,97 +1,24 @@
-"""Why a class got its points: the evidence for an image, typed and ready for JSON.
+"""Why a class got its points: the evidence for an image.
 
-    logit of a class = points of the prototypes listed + points of the remaining ones
-    points           = similarity of the prototype to the image x its connection to the class
-
-Knows no Ray and no pixels: an `Explainer` turns what the members of an ensemble saw of a batch into explanations, with
-what their bundles record of each prototype. Boxes are (top, left, bottom, right), half-open, in pixels of the image as
-uploaded, after any EXIF turn.
+Knows no Ray and no pixels: an `Explainer` turns what the members of an ensemble saw of a batch into explanations
+(`protopnet.evidence.records`), with what their bundles record of each prototype.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from protopnet.errors import UserError
 from protopnet.evidence.ranking import Head, Order, Ranking, View, rank
-from protopnet.evidence.sources import Box, Shown, Source, Sources
-from protopnet.evidence.sums import Sums, sums_of
+from protopnet.evidence.records import ClassEvidence, Contrast, Difference, Evidence, Explanation, Remainder
+from protopnet.evidence.sources import Shown, Source, Sources
+from protopnet.evidence.sums import contrast_sums_of, sums_of
 from protopnet.model.bundle import Bundle, BundleInfo
 from protopnet.model.calibration import Trust
 from protopnet.model.network import ProtoPNet
 from protopnet.model.prototype_table import PrototypeTable
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True)
-
-
-class Evidence(_Record):
-    """One prototype: how similar the image is to it, where, and how many points that gives a class."""
-
-    member: int = Field(description="of the ensemble, from 0")
-    prototype: int = Field(description="its number in that member's bundle")
-    class_: int = Field(alias="class", description="class the prototype belongs to", examples=[3])
-    class_name: str = Field(examples=["Blue Jay"])
-    name: str | None = Field(None, description="that people gave the prototype", examples=["red bill"])
-    group: str | None = Field(None, description="of prototypes that people say mean the same")
-    similarity: float = Field(examples=[0.95])
-    connection: float = Field(
-        description="class connection: last-layer weight from the prototype to the class", examples=[2.0]
-    )
-    points: float = Field(description="similarity x connection", examples=[1.9])
-    box: Box = Field(description="top, left, bottom, right in pixels of the image as uploaded")
-    row: int = Field(description="of the most similar patch on the latent map")
-    column: int
-    activation_map: list[list[float]] | None = Field(
-        None, description="similarity of every patch, row by row over the whole image, where asked for"
-    )
-    source: Source | None = Field(description="where the prototype comes from; null where the bundle doesn't record it")
-
-
-class Remainder(_Record):
-    """All prototypes that aren't listed, together."""
-
-    prototypes: int
-    points: float
-
-
-class ClassEvidence(_Record):
-    """What a class got and from which prototypes. Listed points and remainder add up to the logit."""
-
-    class_: int = Field(alias="class", examples=[3])
-    class_name: str = Field(examples=["Blue Jay"])
-    probability: float = Field(examples=[0.91])
-    logit: float = Field(examples=[7.25])
-    own_points: float = Field(description="points from the class's own prototypes, listed or not")
-    evidence: list[Evidence] = Field(description="most points first")
-    remainder: Remainder
-    shown: Sums = Field(description="the same for people: rounded so that it adds up")
-
-
-class Explanation(_Record):
-    """One image: the classes with the highest logits, then those that were asked for."""
-
-    width: int = Field(description="of the image as uploaded, in pixels")
-    height: int
-    members: int = Field(description="size of the ensemble; its logits are added up")
-    unknown: bool | None = Field(
-        None,
-        description="looks like nothing the model knows: it is less similar to any prototype than most images of its "
-        "classes; null where the bundles don't say",
-    )
-    classes: list[ClassEvidence]
-    most_similar: list[Evidence] = Field(
-        [], description="prototypes most similar to the image, of whatever class, with their points for the first class"
-    )
-
-    @property
-    def top(self) -> ClassEvidence:
-        """The predicted class."""
-        return self.classes[0]
 
 
 class Explainer:
@@ -120,9 +47,20 @@ class Explainer:
         *,
         prototypes: int,
         by: Order = "points",
+        rival_R: np.ndarray | None = None,
     ) -> Ranking:
         """Evidence as arrays, for bulk work: see `protopnet.evidence.ranking.rank`."""
-        return rank(views, self.heads, image_R, class_R, sizes_B2, listed=prototypes, image_sizes=self.sizes, by=by)
+        return rank(
+            views,
+            self.heads,
+            image_R,
+            class_R,
+            sizes_B2,
+            listed=prototypes,
+            image_sizes=self.sizes,
+            by=by,
+            rival_R=rival_R,
+        )
 
     def explain(
         self,
@@ -133,6 +71,7 @@ class Explainer:
         top_prototypes: int = 5,
         asked: Sequence[Sequence[int]] | None = None,
         most_similar: int = 0,
+        contrast: bool = False,
         maps: bool = False,
         thumbnails: bool = False,
     ) -> list[Explanation]:
@@ -140,7 +79,9 @@ class Explainer:
 
         sizes: width and height of each image as uploaded. asked: for each image the labels of classes to explain
         beside the top ones ("why not a cardinal?"). most_similar: how many prototypes to list by similarity alone.
-        maps, thumbnails: add activation maps, and the training images as JPEG.
+        contrast: set the answer beside each class asked about, else beside the second most probable, prototype by
+        prototype: as many that speak for the one as for the other. maps, thumbnails: add activation maps, and the
+        training images as JPEG.
         """
         logits_BK = sum(view.logits_BK for view in views)
         assert isinstance(logits_BK, Tensor)
@@ -156,6 +97,9 @@ class Explainer:
             by_image = np.arange(len(wanted))
             seen = self.rank(views, sizes_B2, by_image, first_B, prototypes=most_similar, by="similarity")
             similar_B = [self._listed(seen, b, maps, thumbnails) for b in range(len(wanted))]
+        contrasts_B: list[list[Contrast]] = [[] for _ in wanted]
+        if contrast:
+            contrasts_B = self._contrasts(views, logits_BK, asked, sizes_B2, top_prototypes, maps, thumbnails)
         unknown_B = self.trust.unknown(torch.stack([view.best_B.cpu() for view in views]))
         edges = np.searchsorted(image_R, np.arange(len(wanted) + 1))
         return [
@@ -166,12 +110,14 @@ class Explainer:
                 unknown=unknown,
                 classes=classes_R[start:end],
                 most_similar=similar,
+                contrasts=contrasts,
             )
-            for (width, height), start, end, similar, unknown in zip(
+            for (width, height), start, end, similar, contrasts, unknown in zip(
                 sizes_B2.tolist(),
                 edges[:-1],
                 edges[1:],
                 similar_B,
+                contrasts_B,
                 [None] * len(wanted) if unknown_B is None else unknown_B.tolist(),
                 strict=True,
             )
@@ -218,6 +164,61 @@ class Explainer:
             )
         return entries
 
+    def _contrasts(
+        self,
+        views: Sequence[View],
+        logits_BK: Tensor,
+        asked: Sequence[Sequence[int]] | None,
+        sizes_B2: np.ndarray,
+        prototypes: int,
+        maps: bool,
+        thumbnails: bool,
+    ) -> list[list[Contrast]]:
+        """Of each image: the answer and each class asked about, else the second most probable."""
+        first_two = wanted_classes(logits_BK, 2, None)
+        pairs = [
+            (b, answer, rival)
+            for b, ((answer, *second), classes) in enumerate(
+                zip(first_two, asked or [()] * len(first_two), strict=True)
+            )
+            for rival in dict.fromkeys(classes or second)
+            if rival != answer
+        ]
+        found: list[list[Contrast]] = [[] for _ in first_two]
+        if not pairs:
+            return found
+        image_R, class_R, rival_R = np.array(pairs, dtype=np.int64).T
+        ranking = self.rank(views, sizes_B2, image_R, class_R, prototypes=prototypes, rival_R=rival_R)
+        assert ranking.rival_connection_RN is not None
+        count = sum(len(head.prototype_class_P) for head in self.heads)
+        for r, (b, answer, rival) in enumerate(pairs):
+            rows = [
+                _difference(evidence, connection)
+                for evidence, connection in zip(
+                    self._listed(ranking, r, maps, thumbnails), ranking.rival_connection_RN[r].tolist(), strict=True
+                )
+            ]
+            logit, rival_logit = logits_BK[b, answer].item(), logits_BK[b, rival].item()
+            remaining, rest = count - len(rows), logit - rival_logit - sum(row.difference for row in rows)
+            found[b].append(
+                Contrast(
+                    class_=answer,
+                    class_name=self.classes[answer],
+                    rival=rival,
+                    rival_name=self.classes[rival],
+                    difference=logit - rival_logit,
+                    rows=rows,
+                    remainder=Remainder(prototypes=remaining, points=rest),
+                    shown=contrast_sums_of(
+                        ((row.similarity, row.connection, row.rival_connection) for row in rows),
+                        logit,
+                        rival_logit,
+                        remaining=remaining,
+                    ),
+                )
+            )
+        return found
+
     def _listed(self, ranking: Ranking, r: int, maps: bool, thumbnails: bool) -> list[Evidence]:
         """The prototypes of row r of a ranking, with what their bundles record of them."""
         members, prototypes = ranking.member_RN[r].tolist(), ranking.prototype_RN[r].tolist()
@@ -252,6 +253,16 @@ class Explainer:
                 strict=True,
             )
         ]
+
+
+def _difference(evidence: Evidence, rival_connection: float) -> Difference:
+    rival_points = evidence.similarity * rival_connection
+    return Difference.model_construct(
+        **dict(evidence),
+        rival_connection=rival_connection,
+        rival_points=rival_points,
+        difference=evidence.points - rival_points,
+    )
 
 
 def explaining(bundle: Bundle) -> ProtoPNet:

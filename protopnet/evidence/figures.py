@@ -1,12 +1,14 @@
-"""The paper's classification process as a picture: why one image got its points for one class.
+"""The paper's classification process as a picture: why one image got its points for one class, or more than for another.
 
 For each prototype a row: the photo with a box | the prototype | the training image it comes from | the activation map
-over the photo | similarity x class connection = points; then the remaining prototypes together, and the total.
-`class_figure` draws it as an image, `page` writes the same for all classes as one HTML file that needs nothing else.
+over the photo | similarity x class connection = points, or the points for both classes and their difference; then the
+remaining prototypes together, and the total. `class_figure` draws it as an image, `page` writes the same for all classes
+as one HTML file that needs nothing else.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,8 +18,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from protopnet.errors import UserError
-from protopnet.evidence.explanation import ClassEvidence, Evidence, Explainer, Explanation, Source
-from protopnet.evidence.sums import ShownRow
+from protopnet.evidence.explanation import Explainer
+from protopnet.evidence.records import ClassEvidence, Contrast, Evidence, Explanation
+from protopnet.evidence.sources import Source
 from protopnet.pages import pictures
 from protopnet.pages.pictures import Box, Inlined, Picture
 from protopnet.pages.templates import render
@@ -25,7 +28,7 @@ from protopnet.words import called, readable_names
 
 PHOTO_SIDE = 320  # pixels of the longer side of the photo in a page
 _COLUMNS = ("this part of the photo", "looks like this prototype", "of this training image", "where it looks like it")
-_NUMBERS = ("similarity", "× connection", "= points")
+_PICTURES, _NUMBERS = (1.3, 1.1, 1.3, 1.3), 2.35  # widths of the pictures' columns, and of all numbers together
 _INK, _SOFT, _STRONG = "#22262b", "#646b73", "#0068a8"
 _BOX = (("#14181e", 4.0), ("#ffd400", 2.0))  # colour and width: yellow on dark, to be seen on any picture
 _ROW_INCHES, _HEAD_INCHES, _FOOT_INCHES, _WIDTH_INCHES = 1.32, 1.05, 0.75, 9.6
@@ -51,40 +54,94 @@ class Album:
         return jpeg, evidence.source
 
 
+class Table(NamedTuple):
+    """What is written in the table of a class or of a contrast: above it, over its numbers, in its rows and below.
+
+    strong: of the numbers of each row the one that is added up. rest: of the prototypes without a row, if any.
+    """
+
+    title: str
+    verdict: str
+    heads: tuple[str, ...]
+    rows: list[tuple[Evidence, tuple[str, ...]]]
+    rest: tuple[str, str] | None
+    total: tuple[str, str]
+
+
+def table_of(entry: ClassEvidence | Contrast, names: Sequence[str]) -> Table:
+    """names: of the classes by label, for people."""
+    others, name = entry.remainder.prototypes, names[entry.class_]
+    rest = (f"{others:,} other prototypes together", entry.shown.remainder) if others else None
+    if isinstance(entry, ClassEvidence):
+        return Table(
+            title=f"Why {name}?",
+            verdict=f"{entry.shown.total} points in all, {entry.shown.probability} probability",
+            heads=("similarity", "× connection", "= points"),
+            rows=[
+                (evidence, (shown.similarity, f"× {shown.connection}", shown.points))
+                for evidence, shown in zip(entry.evidence, entry.shown.rows, strict=True)
+            ],
+            rest=rest,
+            total=("total", entry.shown.total),
+        )
+    rival = names[entry.rival]
+    return Table(
+        title=f"Why {name} and not {rival}?",
+        verdict=f"the differences add up to {entry.shown.total} points",
+        heads=("similarity", f"points for {name}", f"points for {rival}", "difference"),
+        rows=[
+            (row, (shown.similarity, shown.points, shown.rival_points, shown.difference))
+            for row, shown in zip(entry.rows, entry.shown.rows, strict=True)
+        ],
+        rest=rest,
+        total=(f"{name} more than {rival}", entry.shown.total),
+    )
+
+
 def class_figure(
     photo: Image.Image,
-    entry: ClassEvidence,
+    entry: ClassEvidence | Contrast,
     album: Album,
     names: Sequence[str],
     size: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """The table of one class as an image of about 1,400 pixels' width.
+    """The table of one class, or of a contrast, as an image of about 1,400 pixels' width.
 
     photo: upright. names: of the classes by label, for people. size: width and height of the photo as uploaded, where
     `photo` is smaller. The evidence must have its activation maps.
     """
-    rows = max(1, len(entry.evidence))
+    table = table_of(entry, names)
+    rows, numbers = max(1, len(table.rows)), len(table.heads)
     height = _HEAD_INCHES + rows * _ROW_INCHES + _FOOT_INCHES
     figure = Figure(figsize=(_WIDTH_INCHES, height), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
         rows,
-        7,
+        len(_PICTURES) + numbers,
         left=0.012,
         right=0.99,
         top=1 - _HEAD_INCHES / height,
         bottom=_FOOT_INCHES / height,
-        width_ratios=(1.3, 1.1, 1.3, 1.3, 0.75, 0.85, 0.75),
+        width_ratios=(*_PICTURES, *[_NUMBERS / numbers] * numbers),
         wspace=0.06,
         hspace=0.08,
     )
-    for number, (evidence, shown) in enumerate(zip(entry.evidence, entry.shown.rows, strict=True)):
-        axes = [figure.add_subplot(grid[number, column]) for column in range(7)]
-        _draw_row(axes, evidence, shown, photo, size or photo.size, album, names)
-    for column, title in enumerate((*_COLUMNS, *_NUMBERS)):
+    for number, (evidence, cells) in enumerate(table.rows):
+        axes = [figure.add_subplot(grid[number, column]) for column in range(len(_PICTURES) + numbers)]
+        _draw_row(axes, evidence, cells, photo, size or photo.size, album, names)
+    for column, title in enumerate((*_COLUMNS, *table.heads)):
         place = grid[0, column].get_position(figure)
-        figure.text((place.x0 + place.x1) / 2, place.y1 + 0.17 / height, title, ha="center", fontsize=8.5, color=_SOFT)
-    _draw_words(figure, entry, names, height)
+        figure.text(
+            (place.x0 + place.x1) / 2,
+            place.y1 + 0.17 / height,
+            title if column < len(_COLUMNS) else textwrap.fill(title, 12),
+            ha="center",
+            va="baseline" if column < len(_COLUMNS) else "bottom",
+            fontsize=8.5 if numbers == 3 else 7,
+            color=_SOFT,
+            parse_math=False,
+        )
+    _draw_words(figure, table, height)
     figure.canvas.draw()  # type: ignore[no-untyped-call]
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
 
@@ -92,7 +149,7 @@ def class_figure(
 def _draw_row(
     axes: Sequence[Axes],
     evidence: Evidence,
-    shown: ShownRow,
+    cells: Sequence[str],
     photo: Image.Image,
     photo_size: tuple[int, int],
     album: Album,
@@ -108,8 +165,8 @@ def _draw_row(
     _draw(axes[3], small, photo_size, heat=pictures.heat(evidence.activation_map, *small.size))
     prototype = f"{evidence.name or names[evidence.class_]}  (no. {evidence.prototype})"
     axes[1].set_title(prototype, fontsize=7, color=_SOFT, pad=2, parse_math=False)
-    cells = ((shown.similarity, _INK), (f"× {shown.connection}", _INK), (f"= {shown.points}", _STRONG))
-    for place, (text, colour) in zip(axes[4:], cells, strict=True):
+    for place, text in zip(axes[4:], cells, strict=True):
+        colour = _STRONG if text is cells[-1] else _INK
         place.text(0.5, 0.5, text, ha="center", va="center", fontsize=13, color=colour)
     for place in axes:
         place.set_axis_off()
@@ -139,20 +196,17 @@ def _draw(
         axes.set(xlim=(close[1], close[3]), ylim=(close[2], close[0]))
 
 
-def _draw_words(figure: Figure, entry: ClassEvidence, names: Sequence[str], height: float) -> None:
-    why = f"Why {names[entry.class_]}?"
-    figure.text(0.012, 1 - 0.28 / height, why, fontsize=16, color=_INK, weight="bold", parse_math=False)
-    verdict = f"{entry.shown.total} points in all, {entry.shown.probability} probability"
-    figure.text(0.012, 1 - 0.52 / height, verdict, fontsize=10, color=_SOFT)
-    if entry.remainder.prototypes:
-        line = f"{entry.remainder.prototypes:,} other prototypes together    {entry.shown.remainder}"
-        figure.text(0.975, 0.48 / height, line, fontsize=10, color=_SOFT, ha="right")
-    total = f"total = {entry.shown.total}"
-    figure.text(0.975, 0.18 / height, total, fontsize=13, color=_STRONG, ha="right", weight="bold")
+def _draw_words(figure: Figure, table: Table, height: float) -> None:
+    figure.text(0.012, 1 - 0.28 / height, table.title, fontsize=16, color=_INK, weight="bold", parse_math=False)
+    figure.text(0.012, 1 - 0.52 / height, table.verdict, fontsize=10, color=_SOFT)
+    if table.rest is not None:
+        figure.text(0.975, 0.48 / height, "    ".join(table.rest), fontsize=10, color=_SOFT, ha="right")
+    total = " = ".join(table.total)
+    figure.text(0.975, 0.18 / height, total, fontsize=13, color=_STRONG, ha="right", weight="bold", parse_math=False)
 
 
 def page(explained: Sequence[tuple[str, Image.Image, Explanation]], album: Album, title: str) -> str:
-    """One HTML document with the tables of all classes of each (name, photo as uploaded, explanation)."""
+    """One HTML document with the tables of all classes and contrasts of each (name, photo as uploaded, explanation)."""
     names, sheet = readable_names(album.explainer.classes), dict[str, Inlined]()
     images = [explained_image(name, photo, e, album, names, sheet) for name, photo, e in explained]
     return render("evidence/explanation.html.j2", title=title, images=images, sheet=sheet)
@@ -170,7 +224,7 @@ def explained_image(
     symbol, size = f"photo-{len(sheet)}", (explanation.width, explanation.height)
     sheet[symbol] = Inlined(*size, pictures.data_uri(pictures.encoded(pictures.shrunk(photo, PHOTO_SIDE))))
 
-    def row(evidence: Evidence, shown: ShownRow) -> dict[str, Any]:
+    def row(evidence: Evidence, cells: Sequence[str]) -> dict[str, Any]:
         assert evidence.activation_map is not None
         jpeg, source = album.source(evidence)
         training = f"m{evidence.member}p{evidence.prototype}"
@@ -179,14 +233,13 @@ def explained_image(
         heat = pictures.data_uri(pictures.heat_png(evidence.activation_map))
         return {
             "evidence": evidence,
-            "shown": shown,
+            "cells": cells,
             "prototype_of": names[evidence.class_],
             "photo": Picture(symbol, *size, evidence.box, f"the photo, where it looks like {prototype}", heat),
             "training": Picture(training, source.width, source.height, source.box, f"training image of {prototype}"),
         }
 
-    classes = [
-        {"name": names[entry.class_], "entry": entry, "rows": list(map(row, entry.evidence, entry.shown.rows))}
-        for entry in explanation.classes
-    ]
-    return {"name": name, "members": explanation.members, "classes": classes}
+    entries: list[ClassEvidence | Contrast] = [*explanation.classes, *explanation.contrasts]
+    tables = [table_of(entry, names) for entry in entries]
+    shown = [table._asdict() | {"rows": [row(*each) for each in table.rows]} for table in tables]
+    return {"name": name, "members": explanation.members, "tables": shown}

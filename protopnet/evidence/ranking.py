@@ -70,7 +70,7 @@ class Ranking:
     `total_R` are the points of all prototypes, added up in float64: the class's logit. Boxes are (top, left, bottom,
     right) in pixels of the image as uploaded; rows and columns are those of the patch on the member's latent map.
     `pair_RN` leads to `maps`: the similarities of that prototype to every patch, H x W. `own_R` is the share of
-    the points that the class's own prototypes bring.
+    the points that the class's own prototypes bring. `rival_connection_RN`: to another class that was to be told apart.
     """
 
     image_R: np.ndarray
@@ -87,6 +87,7 @@ class Ranking:
     box_RN4: np.ndarray
     pair_RN: np.ndarray
     maps: Sequence[np.ndarray]
+    rival_connection_RN: np.ndarray | None = None
 
 
 @torch.inference_mode()
@@ -100,11 +101,14 @@ def rank(
     listed: int,
     image_sizes: Sequence[int],
     by: Order = "points",
+    rival_R: np.ndarray | None = None,
 ) -> Ranking:
     """Rank the prototypes of all members for pairs of an image and a class, by points or by similarity alone.
 
     sizes_B2: width and height of each image as uploaded. listed: N, or fewer if there aren't so many prototypes.
     image_sizes: side of each member's input. Similarity and connection multiply in float32, as in the last layer.
+    rival_R: classes to tell apart from those: ranks by the points more than these get, and lists the `listed` highest
+    and the `listed` lowest.
     """
     first_M = np.cumsum([0] + [len(head.prototype_class_P) for head in heads])
     with true_float32():
@@ -117,7 +121,11 @@ def rank(
             np.concatenate([h.prototype_class_P[None] == class_R[:, None] for h in heads], axis=1)
         )
         own_R = (points_RS.double() * own_RS.to(points_RS.device)).sum(1)
-        order_RN = _highest(points_RS if by == "points" else similarities_RS, listed)
+        if rival_R is None:
+            order_RN = _highest(points_RS if by == "points" else similarities_RS, listed)
+        else:
+            rivals_RS = _connections(heads, rival_R).to(similarities_BS.device)
+            order_RN = _ends(similarities_RS * (connections_RS - rivals_RS), listed)
         place_RN = order_RN.cpu().numpy()
         index_BS = torch.cat([view.index_BP for view in views], dim=1)
         cell_RN = index_BS[torch.from_numpy(image_R)].gather(1, order_RN).cpu().numpy()
@@ -139,6 +147,7 @@ def rank(
         box_RN4=boxes_U4[pair_RN],
         pair_RN=pair_RN,
         maps=maps,
+        rival_connection_RN=None if rival_R is None else rivals_RS.gather(1, order_RN).cpu().numpy(),
     )
 
 
@@ -156,6 +165,13 @@ def _highest(values_RS: Tensor, count: int) -> Tensor:
     if count < 1 or not bool((highest[:, 1:] == highest[:, :-1]).any()):
         return places_Rn[:, :count]
     return values_RS.sort(dim=1, descending=True, stable=True).indices[:, :count]
+
+
+def _ends(values_RS: Tensor, count: int) -> Tensor:
+    """Places of the `count` highest and the `count` lowest values of each row, highest first."""
+    order_RS = _highest(values_RS, values_RS.shape[1])
+    count = min(count, -(-order_RS.shape[1] // 2))
+    return torch.cat([order_RS[:, :count], order_RS[:, max(count, order_RS.shape[1] - count) :]], dim=1)
 
 
 def _places(

@@ -32,10 +32,31 @@ class Sums(BaseModel):
     total: str
 
 
+class ShownDifference(BaseModel):
+    """One prototype of a contrast."""
+
+    model_config = ConfigDict(frozen=True)
+
+    similarity: str
+    points: str
+    rival_points: str
+    difference: str
+
+
+class ShownContrast(BaseModel):
+    """A table of differences in rounded figures that add up, with a true minus sign."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: list[ShownDifference] = Field(description="of the prototypes listed, in their order")
+    remainder: str = Field(description="what all others together give the answer more")
+    total: str = Field(description="points more for the answer: its total minus the rival's, as they are shown")
+
+
 def sums_of(listed: Iterable[tuple[float, float]], logit: float, probability: float, *, remaining: int) -> Sums:
     """listed: similarity and connection of each prototype. remaining: how many prototypes aren't listed."""
     thousandths = [(round(1000 * similarity), round(1000 * connection)) for similarity, connection in listed]
-    points = [_hundredths(similarity * connection) for similarity, connection in thousandths]
+    points = [_points(*pair) for pair in thousandths]
     total = round(100 * logit) if remaining else sum(points)
     rows = [
         ShownRow(similarity=_text(s, 3), connection=_text(c, 3), points=_text(p, 2))
@@ -49,8 +70,29 @@ def sums_of(listed: Iterable[tuple[float, float]], logit: float, probability: fl
     )
 
 
-def _hundredths(millionths: int) -> int:
-    """Half a hundredth is rounded away from 0, as on paper."""
+def contrast_sums_of(
+    listed: Iterable[tuple[float, float, float]], logit: float, rival_logit: float, *, remaining: int
+) -> ShownContrast:
+    """listed: similarity of each prototype, and its connections to the answer and to the rival."""
+    thousandths = [tuple(round(1000 * value) for value in row) for row in listed]
+    points = [(_points(s, c), _points(s, r)) for s, c, r in thousandths]
+    listed_total = sum(own - rival for own, rival in points)
+    total = round(100 * logit) - round(100 * rival_logit) if remaining else listed_total
+    rows = [
+        ShownDifference(
+            similarity=_text(s, 3),
+            points=_text(own, 2),
+            rival_points=_text(rival, 2),
+            difference=_text(own - rival, 2),
+        )
+        for (s, _, _), (own, rival) in zip(thousandths, points, strict=True)
+    ]
+    return ShownContrast(rows=rows, remainder=_text(total - listed_total, 2), total=_text(total, 2))
+
+
+def _points(similarity: int, connection: int) -> int:
+    """Hundredths of a point, from thousandths; half a one is rounded away from 0, as on paper."""
+    millionths = similarity * connection
     size = (abs(millionths) + 5_000) // 10_000
     return size if millionths >= 0 else -size
 

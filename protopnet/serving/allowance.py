@@ -14,7 +14,10 @@ def check_allowance(
 ) -> None:
     """`Refusal` where the answer would be too much. classes, prototypes: that there are; map_cells: of the largest map."""
     with_maps = options.maps != "none"
-    listed = images * min(classes, options.top_classes + len(options.asked)) * min(prototypes, options.top_prototypes)
+    tables = min(classes, options.top_classes + len(options.asked))
+    if options.contrast:
+        tables += 2 * max(1, len(options.asked))
+    listed = images * tables * min(prototypes, options.top_prototypes)
     count = listed * (MAP_COUNTS if with_maps else 1)
     if count > settings.max_evidence:
         raise Refusal(

@@ -1,14 +1,18 @@
 """From what the members saw to what the client is told."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from protopnet.evidence.explanation import Explanation, wanted_classes
+from protopnet.evidence.explanation import wanted_classes
+from protopnet.evidence.records import Evidence, Explanation
 from protopnet.pages.pictures import heat_png
 from protopnet.predictor import Scores
 from protopnet.serving.ensemble import Ensemble
 from protopnet.serving.members import Seen
 from protopnet.serving.schemas import ClassScore, ExplainedImage, ExplainOptions, PredictedImage, PredictOptions
 from protopnet.serving.uploads import Picture
+
+EvidenceOf = TypeVar("EvidenceOf", bound=Evidence)
 
 
 def predicted(
@@ -69,6 +73,7 @@ def explained(
             top_classes=options.top_classes,
             top_prototypes=options.top_prototypes,
             asked=[asked],
+            contrast=options.contrast,
             maps=options.maps != "none",
         )
         heat_maps = _heat_maps(explanation, check_wanted) if options.maps == "png" else {}
@@ -91,11 +96,8 @@ def _abstained(probability: float, below: float | None) -> bool:
 
 def _heat_maps(explanation: Explanation, check_wanted: Callable[[], None]) -> dict[str, bytes]:
     """A PNG for each prototype listed: the same one may stand under several classes."""
-    maps = {
-        f"{evidence.member}/{evidence.prototype}": evidence.activation_map
-        for entry in explanation.classes
-        for evidence in entry.evidence
-    }
+    listed = [entry.evidence for entry in explanation.classes] + [contrast.rows for contrast in explanation.contrasts]
+    maps = {f"{each.member}/{each.prototype}": each.activation_map for rows in listed for each in rows}
     drawn: dict[str, bytes] = {}
     for name, map_HW in maps.items():
         check_wanted()
@@ -105,10 +107,9 @@ def _heat_maps(explanation: Explanation, check_wanted: Callable[[], None]) -> di
 
 
 def _without_values(explanation: Explanation) -> Explanation:
-    classes = [
-        entry.model_copy(
-            update={"evidence": [item.model_copy(update={"activation_map": None}) for item in entry.evidence]}
-        )
-        for entry in explanation.classes
-    ]
-    return explanation.model_copy(update={"classes": classes})
+    def bare(rows: list[EvidenceOf]) -> list[EvidenceOf]:
+        return [row.model_copy(update={"activation_map": None}) for row in rows]
+
+    classes = [entry.model_copy(update={"evidence": bare(entry.evidence)}) for entry in explanation.classes]
+    contrasts = [each.model_copy(update={"rows": bare(each.rows)}) for each in explanation.contrasts]
+    return explanation.model_copy(update={"classes": classes, "contrasts": contrasts})

@@ -82,7 +82,8 @@ def _add_images(router: APIRouter, service: Service) -> None:
     )
     async def explain(request: Request, options: Annotated[ExplainOptions, Query()]) -> Response:
         """The same with evidence: for each class the prototypes with the most points, where in the image they are, and
-        which training image each comes from. Ask "why not a cardinal?" with `class=Cardinal`."""
+        which training image each comes from. Ask "why not a cardinal?" with `class=Cardinal`, and with `contrast=true`
+        what tells the answer from it."""
         return _json(await service.explain(request, options))
 
     @router.get(

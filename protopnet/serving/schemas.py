@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
-from protopnet.evidence.explanation import Explanation
+from protopnet.evidence.records import Explanation
 from protopnet.evidence.sources import Source
 
 ClassText = Annotated[str, Field(min_length=1, max_length=200)]
@@ -36,6 +36,11 @@ class PredictOptions(_Options):
 class ExplainOptions(PredictOptions):
     top_classes: int = Field(3, ge=1, le=100, description="classes to explain, most probable first")
     top_prototypes: int = Field(5, ge=1, le=100, description="prototypes to list for each class, most points first")
+    contrast: bool = Field(
+        False,
+        description="also answer with what tells the first class from each one asked for, else from the second: as many "
+        "prototypes that speak for the one as for the other, `top_prototypes` of each",
+    )
     maps: Literal["none", "png", "values"] = Field(
         "none",
         description="where each listed prototype sees itself: `png` adds heat maps to lay over the photo, `values` the "

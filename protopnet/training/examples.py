@@ -9,8 +9,8 @@ import pyarrow as pa
 from protopnet import imaging
 from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import Dataset
-from protopnet.evidence.explanation import Explanation
 from protopnet.evidence.figures import Album, explained_image
+from protopnet.evidence.records import Explanation
 from protopnet.pages.pictures import Inlined
 from protopnet.predictor import Predictor
 from protopnet.words import readable_names
@@ -59,6 +59,7 @@ def explained_examples(
         top_classes=1,
         top_prototypes=LISTED,
         asked=[[label] for label in labels],
+        contrast=True,
         maps=True,
     )
     album, names = Album(predictor.explainer), readable_names(predictor.classes)
@@ -82,5 +83,5 @@ def _verdict(explanation: Explanation, names: Sequence[str]) -> str:
         return f"Recognised as what it is: {names[truth.class_]}."
     return (
         f"{names[truth.class_]}, taken for {names[top.class_]}, which has {top.logit - truth.logit:z.2f} points more. "
-        "Compare the two tables."
+        "The last table has what tells them apart."
     )

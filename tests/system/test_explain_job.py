@@ -14,7 +14,7 @@ from running_jobs import Jobs, TrainedRun
 from protopnet import imaging
 from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import Dataset
-from protopnet.evidence.explanation import Explanation
+from protopnet.evidence.records import Explanation
 from protopnet.model.bundle import load_bundle, save_bundle
 from protopnet.predictor import Predictor
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsing import assert_adds_up, rows, watched
+from browsing import assert_adds_up, assert_contrast_adds_up, rows, watched
 from PIL import ExifTags, Image
 from serving import CLASSES, Client, local_app, photo
 
@@ -82,7 +82,7 @@ def explained(client: Client, data: bytes) -> Any:
 
 
 def open_card(page: Any, place: int) -> Any:
-    card = page.locator("#classes details").nth(place)
+    card = page.locator("#classes details:not(.contrast)").nth(place)
     if card.get_attribute("open") is None:
         card.locator("summary").click()
     return card
@@ -101,7 +101,7 @@ def test_a_real_bird_gets_tables_that_add_up(visit, service, bird):
     bring(page, bird)
     image = explained(service, bird)
     assert page.inner_text("#verdict").startswith(NAMES[image["classes"][0]["class"]])
-    assert page.locator("#classes details").count() == len(image["classes"]) == 3
+    assert page.locator("#classes details:not(.contrast)").count() == len(image["classes"]) == 3
     for place, entry in enumerate(image["classes"]):
         card = open_card(page, place)
         assert card.locator(".name").inner_text() == NAMES[entry["class"]]
@@ -193,7 +193,8 @@ def test_why_not_another_class(visit, service):
     assert f"did you mean {CLASSES[label]}" in problem.inner_text()
     page.fill("#other-class", CLASSES[label])
     page.press("#other-class", "Enter")
-    card = page.locator("#asked details")
+    assert_contrast_adds_up(page.locator("#asked details.contrast"))
+    card = page.locator("#asked details:not(.contrast)")
     total = assert_adds_up(card)
     answer = service.post(f"/v1/predict?top_classes=1&class={label}", data).json["images"][0]["classes"]
     assert abs(total - Decimal(answer[-1]["logit"])) <= Decimal("0.005001")

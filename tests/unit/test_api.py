@@ -167,6 +167,12 @@ class TestResults:
             assert sum(e.points for e in entry.evidence) + entry.remainder.points == pytest.approx(
                 score.logit, abs=1e-4
             )
+        [contrast] = why.contrasts
+        assert (contrast.class_name, contrast.rival_name) == (likely.class_name, unlikely.class_name)
+        assert contrast.difference == pytest.approx(likely.logit - unlikely.logit, abs=1e-4)
+        assert why.to_dict()["contrasts"][0]["rival_name"] == unlikely.class_name
+        assert why.figure_of(contrast).width == why.figure(likely.class_name).width
+        assert not model.explain(photo(1), contrast=False).contrasts
         several = model.explain([photo(1), photo(2)], why_not=["Blue Jay", "winter wren"], top_prototypes=2)
         assert [{"001.Blue_Jay", "003.Winter_Wren"} <= {e.class_name for e in each.classes} for each in several] == [
             True,

@@ -13,7 +13,7 @@ from PIL import Image
 from protopnet import imaging
 from protopnet.config import ModelSettings
 from protopnet.errors import UserError
-from protopnet.evidence.explanation import Explanation
+from protopnet.evidence.records import Explanation
 from protopnet.model.bundle import PROTOTYPE_SCHEMA, Bundle, load_bundle, save_bundle
 from protopnet.model.network import Baseline, build_network, set_phase
 from protopnet.predictor import Predictor
@@ -92,6 +92,45 @@ def test_listed_points_and_remainder_add_up_to_the_logit(bundles, members, liste
             assert len(entry.evidence) + entry.remainder.prototypes == count
             if listed >= count:
                 assert entry.remainder.points == pytest.approx(0, abs=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(members=st.sampled_from([[0], [1], [2], [0, 1, 2]]), listed=st.integers(1, 30), seed=st.integers(0, 99))
+def test_differences_and_their_remainder_add_up_to_that_of_the_logits(bundles, members, listed, seed):
+    chosen, x = [bundles[m] for m in members], images(2, seed)
+    logits_BK = Predictor(chosen).scores(x).logits_BK
+    order_BK = logits_BK.argsort(dim=1, descending=True).tolist()
+    last = [order[-1] for order in order_BK]
+    found = explain(chosen, x, top_prototypes=listed, contrast=True)
+    found += explain(chosen, x, top_prototypes=listed, contrast=True, asked=[[label] for label in last])
+    count = sum(len(bundle.network.prototype_class) for bundle in chosen)
+    for b, rival, explanation in zip([0, 1] * 2, [order[1] for order in order_BK] + last, found, strict=True):
+        [contrast] = explanation.contrasts
+        assert (contrast.class_, contrast.rival) == (order_BK[b][0], rival)
+        apart = float(logits_BK[b, contrast.class_] - logits_BK[b, rival])
+        differences = [row.difference for row in contrast.rows]
+        assert sum(differences) + contrast.remainder.points == pytest.approx(apart, rel=1e-5, abs=1e-4)
+        assert differences == sorted(differences, reverse=True)
+        assert len(contrast.rows) == min(2 * listed, count)
+        assert len({(row.member, row.prototype) for row in contrast.rows}) == len(contrast.rows)
+        if 2 * listed >= count:
+            assert contrast.remainder.points == pytest.approx(0, abs=1e-4)
+        for row in contrast.rows:
+            weights_K = chosen[row.member].network.last_layer.weight[:, row.prototype]
+            assert row.points == pytest.approx(row.similarity * float(weights_K[contrast.class_]), rel=1e-5)
+            assert row.rival_points == pytest.approx(row.similarity * float(weights_K[rival]), rel=1e-5)
+            assert row.difference == pytest.approx(row.points - row.rival_points, rel=1e-5)
+
+
+def test_a_contrast_lists_what_tells_the_classes_apart_most(bundles):
+    whole, some = (explain(bundles, images(1), top_prototypes=n, contrast=True)[0].contrasts[0] for n in (200, 2))
+    assert [row.difference for row in some.rows] == [whole.rows[n].difference for n in (0, 1, -2, -1)]
+
+
+def test_the_answer_is_not_set_beside_itself(bundles):
+    best = Predictor(bundles).scores(images(1)).logits_BK.argmax(1).tolist()
+    assert explain(bundles, images(1), contrast=True, asked=[best])[0].contrasts == []
+    assert explain(bundles, images(1))[0].contrasts == []
 
 
 def test_every_number_is_that_of_the_members_own_forward_pass(bundles):

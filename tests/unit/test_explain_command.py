@@ -7,7 +7,7 @@ from made_evidence import album, explanation, half_and_half
 
 from protopnet.api.results import Results, Why
 from protopnet.commands.explain import _write_figures
-from protopnet.evidence.explanation import Explanation
+from protopnet.evidence.records import Explanation
 
 
 def why(uri: str, explained: Explanation) -> Why:

@@ -11,12 +11,12 @@ import pytest
 from browsing import number
 from hypothesis import given
 from hypothesis import strategies as st
-from made_evidence import CLASSES, PEAK, Sources, album, evidence, explanation, half_and_half
+from made_evidence import CLASSES, PEAK, Sources, album, contrast, evidence, explanation, half_and_half
 from PIL import Image
 
 from protopnet.errors import UserError
 from protopnet.evidence.figures import Album, class_figure, page
-from protopnet.evidence.sums import sums_of
+from protopnet.evidence.sums import contrast_sums_of, sums_of
 from protopnet.pages import pictures
 from protopnet.words import find_class, probability_text, readable_names
 
@@ -67,6 +67,38 @@ def test_what_is_shown_adds_up_for_whoever_has_a_calculator(listed, rest, remain
         assert abs(number(row.points) - Decimal(similarity * connection)) < Decimal("0.03")
     assert sum(number(row.points) for row in shown.rows) + remainder == total
     assert abs(total - Decimal(logit)) <= Decimal("0.00501") if remaining else remainder == 0
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 10), st.floats(-20, 20), st.floats(-20, 20)), max_size=12),
+    st.floats(-500, 500),
+    st.floats(-500, 500),
+    st.integers(0, 9),
+)
+def test_shown_differences_add_up_to_that_of_the_totals_shown(listed, rest, rival_rest, remaining):
+    logit, rival = (
+        sum(row[0] * row[n] for row in listed) + r * bool(remaining) for n, r in ((1, rest), (2, rival_rest))
+    )
+    shown = contrast_sums_of(listed, logit, rival, remaining=remaining)
+    for row in shown.rows:
+        assert number(row.points) - number(row.rival_points) == number(row.difference)
+    assert sum(number(row.difference) for row in shown.rows) + number(shown.remainder) == number(shown.total)
+    totals = [number(sums_of([(s, pair[n]) for s, *pair in listed], total, 0.5, remaining=remaining).total)
+              for n, total in ((0, logit), (1, rival))]  # fmt: skip
+    assert number(shown.total) == totals[0] - totals[1]
+
+
+def test_this_and_not_that_is_drawn_and_written():
+    found = contrast([(4.0, -1.0), (0.0, 3.0)], 0.25, rival=2)
+    drawn = class_figure(half_and_half(120, 90), found, album(), readable_names(CLASSES))
+    assert drawn.height == class_figure(half_and_half(), explanation([1, 1], 0).top, album(), CLASSES).height
+    assert (np.asarray(drawn)[:5] == 255).all()
+    both = explanation([4.0], 1.0).model_copy(update={"contrasts": [found]})
+    said = " ".join(Page(page([("a bird.jpg", half_and_half(120, 90), both)], album(), "Why?")).words)
+    for text in ("Why Blue Jay and not <b>Crow</b>?", "points for Blue Jay", "points for <b>Crow</b>",
+                 "0.500 2.00 −0.50 2.50", "0.500 0.00 1.50 −1.50", "7 other prototypes together 0.25",
+                 "Blue Jay more than <b>Crow</b> 1.25"):  # fmt: skip
+        assert text in " ".join(said.split()), text
 
 
 def test_a_probability_is_never_rounded_to_certainty():

@@ -125,6 +125,7 @@ def test_what_has_been_decoded_is_held_no_longer(bundle: str) -> None:
         ("top_classes=1&top_prototypes=4&maps=png", {"max_evidence": 15}, "max_evidence (15)"),
         ("top_classes=1&top_prototypes=1&maps=values", {"max_evidence": 3}, "max_evidence (3)"),
         ("top_classes=1&class=1&class=2&top_prototypes=5", {"max_evidence": 14}, "max_evidence (14)"),
+        ("top_classes=1&class=1&contrast=true&top_prototypes=5", {"max_evidence": 19}, "max_evidence (19)"),
         ("top_classes=4&top_prototypes=12&maps=values", {"max_answer_bytes": 100_000}, "max_answer_bytes (100,000)"),
     ],
 )

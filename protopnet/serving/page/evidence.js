@@ -13,7 +13,7 @@ const COLUMNS = [
   "Similarity × connection = points",
 ];
 // The same where a row is a card of its own, on a phone.
-const SHORT = ["part of your photo", "that prototype", "its training image", "where it is similar", COLUMNS[4]];
+const SHORT = ["part of your photo", "that prototype", "its training image", "where it is similar"];
 
 /** A class that folds away: `lead` is a sentence above its table. Its pictures are drawn when it is first unfolded. */
 export function classCard(entry, { model, photo, heats, lead, open }) {
@@ -34,10 +34,28 @@ export function classCard(entry, { model, photo, heats, lead, open }) {
   );
   const unfold = () => {
     if (card.children.length === 1) {
-      card.append(make("p", {}, lead), ...because(entry), table(entry, model, photo, heats));
+      card.append(make("p", {}, lead), ...because(entry), classTable(entry, model, photo, heats));
     }
     unpress();
     stage.setMarks(entry.evidence, `Numbered: the parts of your photo that gave ${name} the most points.`);
+  };
+  if (open) unfold();
+  card.addEventListener("toggle", () => card.open && unfold());
+  return card;
+}
+
+/** What tells a class from another, folded away: as many prototypes that speak for the one as for the other. */
+export function contrastCard(contrast, { model, photo, heats, open }) {
+  const [name, rival] = [model.names[contrast.class], model.names[contrast.rival]];
+  const card = make(
+    "details",
+    { class: "class contrast", open },
+    make("summary", {}, make("b", { class: "name" }, `Why ${name} and not ${rival}?`), make("span", { class: "total" }, `${contrast.shown.total} points`)),
+  );
+  const unfold = () => {
+    if (card.children.length === 1) card.append(contrastTable(contrast, name, rival, model, photo, heats));
+    unpress();
+    stage.setMarks(contrast.rows, `Numbered: the parts of your photo that tell ${name} from ${rival}.`);
   };
   if (open) unfold();
   card.addEventListener("toggle", () => card.open && unfold());
@@ -51,25 +69,37 @@ function because({ evidence, shown }) {
   return listed.length ? [make("div", { class: "because" }, `Because of: ${listed.join("; ")}.`)] : [];
 }
 
-/** Roles are named, because on a phone the style makes blocks of rows, and browsers then forget what they were. */
-function table(entry, model, photo, heats) {
+function classTable(entry, model, photo, heats) {
   const name = model.names[entry.class];
-  const heads = COLUMNS.map((text) => make("th", { scope: "col", role: "columnheader" }, text));
-  const most = Math.max(...entry.evidence.map((item) => Math.abs(item.points)), 0.01);
-  const rows = entry.evidence.map((item, place) => {
-    const prototype = item.class === entry.class ? model.number(item) : model.title(item);
+  const numbered = entry.evidence.map((item, place) => ({ item, points: item.points, sum: sumOf(item, entry.shown.rows[place]) }));
+  return table(`Evidence for ${name}`, COLUMNS[4], numbered, { of: entry.class, model, photo, heats }, foot(entry, entry.evidence, `Total for ${name}`));
+}
+
+function contrastTable(contrast, name, rival, model, photo, heats) {
+  const head = `Points for ${name} − for ${rival} = difference`;
+  const numbered = contrast.rows.map((item, place) => ({ item, points: item.difference, sum: differenceOf(contrast.shown.rows[place]) }));
+  return table(`${name} and not ${rival}`, head, numbered, { of: null, model, photo, heats }, foot(contrast, contrast.rows, `${name} more than ${rival}`));
+}
+
+/** Rows {item, points, sum}: a piece of evidence, how long its bar is, and its numbers. of: the class whose prototypes need no
+    class named. Roles are named, because on a phone the style makes blocks of rows, and browsers then forget what they were. */
+function table(label, last, numbered, { of, model, photo, heats }, feet) {
+  const heads = [...COLUMNS.slice(0, 4), last].map((text) => make("th", { scope: "col", role: "columnheader" }, text));
+  const most = Math.max(...numbered.map(({ points }) => Math.abs(points)), 0.01);
+  const rows = numbered.map(({ item, points, sum }, place) => {
+    const prototype = item.class === of ? model.number(item) : model.title(item);
     const heat = `data:image/png;base64,${heats[`${item.member}/${item.prototype}`]}`;
     const line = row(item, place + 1, prototype, photo, heat);
-    line.append(sumCell(item, entry.shown.rows[place], most));
+    line.append(make("td", { role: "cell", class: "sum", "data-label": last }, ...sum.numbers, barOf(points, most), sum.note && make("small", {}, sum.note)));
     fillSource(line, item, prototype, model);
     return line;
   });
   return make(
     "table",
-    { class: "evidence", role: "table", "aria-label": `Evidence for ${name}` },
+    { class: "evidence", role: "table", "aria-label": label },
     make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, ...heads)),
     make("tbody", { role: "rowgroup" }, ...rows),
-    make("tfoot", { role: "rowgroup" }, ...foot(entry, name)),
+    make("tfoot", { role: "rowgroup" }, ...feet),
   );
 }
 
@@ -112,21 +142,24 @@ function unpress() {
 
 const cell = (label, ...content) => make("td", { role: "cell", "data-label": label }, ...content);
 
-function sumCell(item, shown, most) {
-  const bar = make("div", { class: item.points < 0 ? "amount against" : "amount" });
-  bar.style.width = `${(100 * Math.abs(item.points)) / most}%`;
-  return make(
-    "td",
-    { role: "cell", class: "sum", "data-label": SHORT[4] },
-    make("span", { class: "similarity" }, shown.similarity),
-    " × ",
-    make("span", { class: "connection" }, shown.connection),
-    " = ",
-    make("b", { class: "points" }, shown.points),
-    bar,
-    item.source && make("small", {}, `similarity ${shown.similarity} of ${item.source.self_similarity.toFixed(3)}`),
-  );
+function barOf(points, most) {
+  const bar = make("div", { class: points < 0 ? "amount against" : "amount" });
+  bar.style.width = `${(100 * Math.abs(points)) / most}%`;
+  return bar;
 }
+
+function sumOf(item, shown) {
+  const [similarity, connection] = [make("span", { class: "similarity" }, shown.similarity), make("span", { class: "connection" }, shown.connection)];
+  const note = item.source && `similarity ${shown.similarity} of ${item.source.self_similarity.toFixed(3)}`;
+  return { numbers: [similarity, " × ", connection, " = ", make("b", { class: "points" }, shown.points)], note };
+}
+
+function differenceOf(shown) {
+  const [own, rival] = [make("span", { class: "own" }, shown.points), make("span", { class: "rival" }, bracketed(shown.rival_points))];
+  return { numbers: [own, " − ", rival, " = ", make("b", { class: "points" }, shown.difference)], note: `similarity ${shown.similarity}` };
+}
+
+const bracketed = (text) => (text.startsWith("−") ? `(${text})` : text);
 
 /** The prototype and its training image, when they have come. */
 async function fillSource(line, item, prototype, model) {
@@ -149,10 +182,10 @@ async function fillSource(line, item, prototype, model) {
 }
 
 /** The prototypes that have no row, and the total. */
-function foot({ evidence, remainder, shown }, name) {
-  const total = footLine(`Total for ${name}`, shown.total, "total");
+function foot({ remainder, shown }, listed, label) {
+  const total = footLine(label, shown.total, "total");
   if (!remainder.prototypes) return [total];
-  const what = `${remainder.prototypes} ${evidence.length ? "other " : ""}prototype${remainder.prototypes === 1 ? "" : "s"} together`;
+  const what = `${remainder.prototypes} ${listed.length ? "other " : ""}prototype${remainder.prototypes === 1 ? "" : "s"} together`;
   return [footLine(what, shown.remainder), total];
 }
 

@@ -2,7 +2,7 @@
 
 import { getJson, Refused } from "./api.js";
 import { byId, complain, make } from "./dom.js";
-import { classCard } from "./evidence.js";
+import { classCard, contrastCard } from "./evidence.js";
 import { modelKnown } from "./model.js";
 import { readPicture } from "./pictures.js";
 import * as stage from "./stage.js";
@@ -48,7 +48,7 @@ async function explain(model, blob, options, signal) {
     const [size, most] = [blob.size, model.limits.max_bytes].map((bytes) => (bytes / 1e6).toFixed(1));
     throw new Refused(`The file has ${size} MB, and this server takes ${most} MB at most. A smaller copy of the photo will do.`, 413);
   }
-  const wanted = new URLSearchParams({ ...options, top_prototypes: TOP_PROTOTYPES, maps: "png" });
+  const wanted = new URLSearchParams({ ...options, top_prototypes: TOP_PROTOTYPES, contrast: true, maps: "png" });
   return (await getJson(`v1/explain?${wanted}`, { method: "POST", body: blob, signal })).images[0];
 }
 
@@ -68,7 +68,10 @@ function showAnswer(image, note) {
   const share = make("span", { class: "share" }, top.shown.probability);
   byId("verdict").replaceChildren(model.names[top.class], " ", share);
   byId("verdict-note").textContent = strange + unsure + note;
-  byId("classes").replaceChildren(...image.classes.map((entry) => card(image, entry, entry === top ? second : top, entry === top)));
+  byId("classes").replaceChildren(
+    ...image.classes.map((entry) => card(image, entry, entry === top ? second : top, entry === top)),
+    ...contrasts(image, false),
+  );
   byId("asked").replaceChildren();
   byId("other-class").value = "";
   complain(byId("why-not-problem"), null);
@@ -78,6 +81,8 @@ function showAnswer(image, note) {
 function card(image, entry, other, open) {
   return classCard(entry, { ...current, heats: image.heat_maps, lead: other ? compare(entry, other) : "", open });
 }
+
+const contrasts = (image, open) => image.contrasts.map((each) => contrastCard(each, { ...current, heats: image.heat_maps, open }));
 
 /** How far a class is from another. */
 function compare(entry, other) {
@@ -111,7 +116,7 @@ export async function askWhyNot(text) {
       return complain(byId("why-not-problem"), `${name} is what the network takes it for: its evidence is at the top.`);
     }
     const heading = make("h3", { tabindex: "-1" }, `Why not ${name}?`);
-    byId("asked").replaceChildren(heading, card(image, entry, top, true));
+    byId("asked").replaceChildren(heading, ...contrasts(image, true), card(image, entry, top, false));
     heading.focus({ preventScroll: true });
     heading.scrollIntoView({ block: "start" });
     say(`${name}, ${entry.shown.probability}. ${compare(entry, top)}`);
