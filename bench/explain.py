@@ -1,8 +1,12 @@
 """Explaining against predicting: one batch of photographs, with and without evidence, no pictures.
 
 `predict` is `Predictor.scores`, `explain` the same forward pass and the evidence of the top classes with boxes, as
-typed explanations; `rank` the same as arrays, as bulk scoring takes it. At most 1.3x the time is asked for.
+typed explanations; `rank` the same as arrays, as bulk scoring takes it. At most 1.3x the time is asked for. What maps by
+gradient and `perturb` take is measured on one image: seconds, with all rows of its top classes.
 """
+
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +63,20 @@ def main() -> None:
         arguments.rounds,
         warm_up=2,
     )
+    one = {"top_classes": arguments.top_classes, "top_prototypes": arguments.top_prototypes, "maps": True}
+    kinds: dict[str, dict[str, Any]] = {
+        "similarity": {"map": "similarity"},
+        "gradient": {},
+        "perturb": {"perturb": True},
+    }
+    closer = take_turns(
+        {
+            kind: partial(seconds, partial(predictor.explain, images_B3HW[:1], sizes[:1], **one | options))
+            for kind, options in kinds.items()
+        },
+        arguments.rounds,
+        warm_up=1,
+    )
     ratios = {name: Ratio.of(times[name], times["predict"]) for name in ("explain", "rank")}
     rate = {name: arguments.batch / float(np.median(values)) for name, values in times.items()}
     table(
@@ -67,8 +85,10 @@ def main() -> None:
             for name in times
         }
     )
+    table({kind: {"s, one image": f"{float(np.median(values)):.3f}"} for kind, values in closer.items()})
     figures = {
         "images_per_second": {name: round(value, 1) for name, value in rate.items()},
+        "seconds_of_one_image": {kind: round(float(np.median(values)), 3) for kind, values in closer.items()},
         "time_relative_to_predict": {name: ratio.as_figures() for name, ratio in ratios.items()},
     }
     # `conclude` asks for at least so much: the speed relative to predicting.

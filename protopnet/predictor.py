@@ -17,9 +17,11 @@ from PIL import Image
 
 from protopnet import imaging
 from protopnet.errors import UserError
+from protopnet.evidence import changes, saliency
 from protopnet.evidence.explanation import Explainer, explaining
+from protopnet.evidence.pieces import Closer, Piece, filled, pieces_of
 from protopnet.evidence.ranking import View
-from protopnet.evidence.records import Explanation
+from protopnet.evidence.records import Explanation, MapKind
 from protopnet.evidence.sources import Shown
 from protopnet.imaging import Preprocessing
 from protopnet.model.bundle import Bundle, BundleInfo, load_bundle
@@ -28,6 +30,7 @@ from protopnet.model.network import ProtoPNet, placed
 from protopnet.model.prototypes import true_float32
 
 Precision = Literal["float32", "bf16"]
+PIECES = 4  # looked at more closely at a time: a pass with gradients keeps what all layers gave
 Images = torch.Tensor | Sequence[torch.Tensor]
 
 
@@ -135,18 +138,58 @@ class Predictor:
         compute: Callable[[Bundle, torch.Tensor], tuple[torch.Tensor, ...]],
     ) -> list[list[torch.Tensor]]:
         """What each member computes of its batch, filled up to `pad_to` images; without the rows of those."""
-        of_members = [images] * len(self.bundles) if isinstance(images, torch.Tensor) else list(images)
+        of_members = self._of_members(images)
         padded = {id(batch): _padded(batch, pad_to) for batch in of_members}
         with _computing(precision, of_members[0].device):
             found = [compute(b, padded[id(batch)]) for b, batch in zip(self.bundles, of_members, strict=True)]
         return [[part[: len(batch)] for part in parts] for parts, batch in zip(found, of_members, strict=True)]
 
-    def explain(self, images: Images, sizes: Sequence[tuple[int, int]], **options: Any) -> list[Explanation]:
+    def explain(
+        self,
+        images: Images,
+        sizes: Sequence[tuple[int, int]],
+        *,
+        map: MapKind = "gradient",
+        perturb: bool = False,
+        **options: Any,
+    ) -> list[Explanation]:
         """Scores and evidence of normalised images whose width and height as uploaded were `sizes`.
 
-        Options: as of `Explainer.explain`. One forward pass; evidence for its outputs costs little more.
+        Options: as of `Explainer.explain`. One forward pass; evidence for its outputs costs little more. Not so, for each
+        prototype listed, maps by `gradient` (a pass forwards and back) and `perturb`, what its similarity rests on
+        (six passes).
         """
-        return self.explainer.explain(self.views(images), sizes, **options)
+        found = self.explainer.explain(self.views(images), sizes, **options)
+        gradient = map == "gradient" and bool(options.get("maps"))
+        if not gradient and not perturb:
+            return found
+        closer: list[dict[Piece, Closer]] = []
+        for member, batch in enumerate(self._of_members(images)):
+            pieces = pieces_of(found, member)
+            seen = self.look_closer(member, batch, pieces, gradient=gradient, perturb=perturb)
+            closer.append(dict(zip(pieces, seen, strict=True)))
+        return filled(found, closer)
+
+    def look_closer(
+        self, member: int, images_B3HW: torch.Tensor, pieces: Sequence[Piece], *, gradient: bool, perturb: bool
+    ) -> list[Closer]:
+        """What a member's similarities at these places rest on. gradient: pixels; perturb: their qualities."""
+        network, field = explaining(self.bundles[member]), self.explainer.fields[member]
+        found = []
+        for start in range(0, len(pieces), PIECES):
+            some = pieces[start : start + PIECES]
+            images_U3HW = images_B3HW[[piece.image for piece in some]]
+            maps: Any = [None] * len(some)
+            fallen: Sequence[Any] = [None] * len(some)
+            if gradient:
+                maps = saliency.small(saliency.saliency(network, images_U3HW, some)).cpu().numpy()
+            if perturb:
+                fallen = changes.falls(network, field, images_U3HW, some)
+            found += [Closer(*each) for each in zip(maps, fallen, strict=True)]
+        return found
+
+    def _of_members(self, images: Images) -> list[torch.Tensor]:
+        return [images] * len(self.bundles) if isinstance(images, torch.Tensor) else list(images)
 
 
 def sum_up(members: Sequence[torch.Tensor], best_MB: Sequence[torch.Tensor], trust: Trust) -> Scores:

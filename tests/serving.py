@@ -202,7 +202,9 @@ def local_app(bundles: Sequence[str], prefix: str = "", **settings: Any) -> Iter
     refs, args = references(bundles), AppSettings.model_validate({"bundles": list(bundles), **settings})
     members = [Member(ref, args.member, threads=1) for ref in refs]
     shown = Shown(args.sources, args.crops_only)
-    ensemble = Ensemble(refs, [member.see for member in members], args.member, shown)
+    ensemble = Ensemble(
+        refs, [member.see for member in members], args.member, shown, [member.look_closer for member in members]
+    )
     service = Service(args, ensemble, [member.ready for member in members], Metrics(ensemble.hash))
     app = Starlette(routes=[Mount(prefix, create_app(service, Keys(args.token_file)))])
     with socket.socket() as listening:

@@ -17,6 +17,7 @@ from protopnet import imaging
 from protopnet.api.photos import Opened, Photo, each, is_one, open_photo
 from protopnet.api.results import Prediction, Results, Why
 from protopnet.evidence.figures import Album
+from protopnet.evidence.records import MapKind
 from protopnet.pages import pictures
 from protopnet.predictor import Predictor
 from protopnet.words import find_class
@@ -64,6 +65,8 @@ class Model:
         top_prototypes: int = 5,
         most_similar: int = 0,
         contrast: bool = True,
+        map: MapKind = "gradient",
+        perturb: bool = False,
         thumbnails: bool = False,
     ) -> Why: ...
     @overload
@@ -76,6 +79,8 @@ class Model:
         top_prototypes: int = 5,
         most_similar: int = 0,
         contrast: bool = True,
+        map: MapKind = "gradient",
+        perturb: bool = False,
         thumbnails: bool = False,
     ) -> Results[Why]: ...
     def explain(
@@ -87,15 +92,19 @@ class Model:
         top_prototypes: int = 5,
         most_similar: int = 0,
         contrast: bool = True,
+        map: MapKind = "gradient",
+        perturb: bool = False,
         thumbnails: bool = False,
     ) -> Why | Results[Why]:
         """Why each image gets its points: one result for an image, `Results` for several.
 
         why_not: classes to explain beside the top ones. top_prototypes: to list a class, most points first.
         most_similar: prototypes to list by similarity alone. contrast: also what tells the answer from each class of
-        `why_not`, else from the second most probable, prototype by prototype. thumbnails: in the data, pictures of the
-        training images (figures have them anyway). `UserError` for an image that can't be read, a class that there
-        isn't, and a black-box baseline.
+        `why_not`, else from the second most probable, prototype by prototype. map: where the photo is like a prototype:
+        `gradient`, the pixels that the similarity rests on, or `similarity`, that of every patch, which takes no further
+        passes. perturb: also how far each similarity falls when hue, contrast, sharpness and shape of what the patch sees
+        are changed. thumbnails: in the data, pictures of the training images (figures have them anyway). `UserError` for
+        an image that can't be read, a class that there isn't, and a black-box baseline.
         """
         asked = [find_class(name, self.classes) for name in ([why_not] if isinstance(why_not, str) else why_not)]
         options = {
@@ -103,6 +112,8 @@ class Model:
             "top_prototypes": top_prototypes,
             "most_similar": most_similar,
             "contrast": contrast,
+            "map": map,
+            "perturb": perturb,
             "thumbnails": thumbnails,
         }
         found = Results(why for batch in self._batches(images) for why in self._explain(batch, asked, options))

@@ -19,7 +19,7 @@ from protopnet.cli import Positional, Repeated, checked, parse
 from protopnet.config import Section
 from protopnet.errors import UserError, exit_with_a_sentence
 from protopnet.evidence.figures import page
-from protopnet.evidence.records import ClassEvidence, Contrast
+from protopnet.evidence.records import ClassEvidence, Contrast, MapKind
 from protopnet.evidence.sources import Named, Shown
 from protopnet.model.bundle import INFO
 from protopnet.pages import pictures
@@ -47,6 +47,16 @@ class ExplainSettings(Section):
         description="also show what tells the answer from each --class, else from the second most probable class: as many "
         "prototypes that speak for the one as for the other",
     )
+    map: MapKind = Field(
+        "gradient",
+        description="where the image is like a prototype. gradient: the pixels that the similarity rests on, from a pass "
+        "forwards and back for each prototype listed; similarity: that of every patch, enlarged",
+    )
+    perturb: bool = Field(
+        False,
+        description="also show what each similarity rests on: how far it falls when hue, contrast, sharpness and shape of "
+        "what the patch sees are changed (six passes for each prototype listed)",
+    )
     sources: Named = Field(
         "names",
         description="what is said of training images: full: their locations; names: relative to the data's root; none: "
@@ -69,6 +79,8 @@ def explain(settings: ExplainSettings | Mapping[str, Any]) -> Results[Why]:
         top_prototypes=settings.top_prototypes,
         most_similar=settings.most_similar,
         contrast=settings.contrast,
+        map=settings.map,
+        perturb=settings.perturb,
         thumbnails=True,
     )
     if settings.pictures != "none":

@@ -5,6 +5,7 @@ Knows no Ray and no pixels: an `Explainer` turns what the members of an ensemble
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,12 +14,14 @@ from torch import Tensor
 from protopnet.errors import UserError
 from protopnet.evidence.ranking import Head, Order, Ranking, View, rank
 from protopnet.evidence.records import ClassEvidence, Contrast, Difference, Evidence, Explanation, Remainder
-from protopnet.evidence.sources import Shown, Source, Sources
+from protopnet.evidence.sources import Box, Shown, Source, Sources
 from protopnet.evidence.sums import contrast_sums_of, sums_of
+from protopnet.model.boxes import receptive_field_boxes, scale_boxes
 from protopnet.model.bundle import Bundle, BundleInfo
 from protopnet.model.calibration import Trust
 from protopnet.model.network import ProtoPNet
 from protopnet.model.prototype_table import PrototypeTable
+from protopnet.model.receptive_field import ReceptiveField, receptive_field
 
 
 class Explainer:
@@ -29,6 +32,7 @@ class Explainer:
         self.classes = list(infos[0].classes)
         self.sizes = [info.preprocessing.size for info in infos]
         self.trust = Trust.of([info.calibration for info in infos])
+        self._networks: list[ProtoPNet] = []
 
     @classmethod
     def of(cls, bundles: Sequence[Bundle], shown: Shown) -> "Explainer":
@@ -36,7 +40,14 @@ class Explainer:
         heads = [Head.of(explaining(bundle)) for bundle in bundles]
         tables = [None if bundle.prototypes is None else PrototypeTable.of(bundle.prototypes) for bundle in bundles]
         infos = [bundle.info for bundle in bundles]
-        return cls(heads, infos, [Sources(t, info.provenance, shown) for t, info in zip(tables, infos, strict=True)])
+        found = cls(heads, infos, [Sources(t, info.provenance, shown) for t, info in zip(tables, infos, strict=True)])
+        found._networks = [explaining(bundle) for bundle in bundles]
+        return found
+
+    @cached_property
+    def fields(self) -> list[ReceptiveField]:
+        """What the members' patches can see; none where their networks are elsewhere, and nobody has said it."""
+        return [receptive_field(n.backbone, n.preprocessing.size, n.pool) for n in self._networks]
 
     def rank(
         self,
@@ -90,13 +101,13 @@ class Explainer:
         class_R = np.concatenate([np.asarray(labels, dtype=np.int64) for labels in wanted])
         sizes_B2 = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
         ranking = self.rank(views, sizes_B2, image_R, class_R, prototypes=top_prototypes)
-        classes_R = self._classes(ranking, logits_BK, maps, thumbnails)
+        classes_R = self._classes(ranking, logits_BK, sizes_B2, maps, thumbnails)
         similar_B: list[list[Evidence]] = [[] for _ in wanted]
         if most_similar:
             first_B = np.array([labels[0] for labels in wanted])
             by_image = np.arange(len(wanted))
             seen = self.rank(views, sizes_B2, by_image, first_B, prototypes=most_similar, by="similarity")
-            similar_B = [self._listed(seen, b, maps, thumbnails) for b in range(len(wanted))]
+            similar_B = [self._listed(seen, b, sizes_B2, maps, thumbnails) for b in range(len(wanted))]
         contrasts_B: list[list[Contrast]] = [[] for _ in wanted]
         if contrast:
             contrasts_B = self._contrasts(views, logits_BK, asked, sizes_B2, top_prototypes, maps, thumbnails)
@@ -138,13 +149,15 @@ class Explainer:
         """`name` and `group` that people gave a prototype."""
         return self.sources[member].called(prototype)
 
-    def _classes(self, ranking: Ranking, logits_BK: Tensor, maps: bool, thumbnails: bool) -> list[ClassEvidence]:
+    def _classes(
+        self, ranking: Ranking, logits_BK: Tensor, sizes_B2: np.ndarray, maps: bool, thumbnails: bool
+    ) -> list[ClassEvidence]:
         probabilities_BK = self.trust.probabilities(logits_BK).cpu().numpy()
         logits = logits_BK.cpu().numpy()
         count = sum(len(head.prototype_class_P) for head in self.heads)
         entries = []
         for r, (image, label) in enumerate(zip(ranking.image_R, ranking.class_R.tolist(), strict=True)):
-            listed = self._listed(ranking, r, maps, thumbnails)
+            listed = self._listed(ranking, r, sizes_B2, maps, thumbnails)
             remaining = count - len(listed)
             rest = ranking.total_R[r] - ranking.points_RN[r].astype(np.float64).sum()
             logit, probability = float(logits[image, label]), float(probabilities_BK[image, label])
@@ -195,7 +208,9 @@ class Explainer:
             rows = [
                 _difference(evidence, connection)
                 for evidence, connection in zip(
-                    self._listed(ranking, r, maps, thumbnails), ranking.rival_connection_RN[r].tolist(), strict=True
+                    self._listed(ranking, r, sizes_B2, maps, thumbnails),
+                    ranking.rival_connection_RN[r].tolist(),
+                    strict=True,
                 )
             ]
             logit, rival_logit = logits_BK[b, answer].item(), logits_BK[b, rival].item()
@@ -219,7 +234,7 @@ class Explainer:
             )
         return found
 
-    def _listed(self, ranking: Ranking, r: int, maps: bool, thumbnails: bool) -> list[Evidence]:
+    def _listed(self, ranking: Ranking, r: int, sizes_B2: np.ndarray, maps: bool, thumbnails: bool) -> list[Evidence]:
         """The prototypes of row r of a ranking, with what their bundles record of them."""
         members, prototypes = ranking.member_RN[r].tolist(), ranking.prototype_RN[r].tolist()
         labels = [int(self.heads[m].prototype_class_P[p]) for m, p in zip(members, prototypes, strict=True)]
@@ -237,6 +252,7 @@ class Explainer:
                 row=row,
                 column=column,
                 activation_map=ranking.maps[pair].tolist() if maps else None,
+                receptive_field=self._seen(member, row, column, *sizes_B2[ranking.image_R[r]].tolist()),
                 source=self.source(member, prototype, thumbnail=thumbnails),
             )
             for member, prototype, label, similarity, connection, points, box, row, column, pair in zip(
@@ -253,6 +269,16 @@ class Explainer:
                 strict=True,
             )
         ]
+
+    def _seen(self, member: int, row: int, column: int, width: int, height: int) -> Box | None:
+        """What a patch can see of an image of this size; None where that is all of it."""
+        if not self.fields:
+            return None
+        size, shape = self.sizes[member], self.heads[member].prototypes_PDhw.shape[2:]
+        boxes_14 = receptive_field_boxes([(row, column)], self.fields[member], size, (shape[0], shape[1]))
+        top, left, bottom, right = scale_boxes(boxes_14, size, width, height)[0].tolist()
+        whole = (top, left, bottom, right) == (0, 0, height, width)
+        return None if whole else (top, left, bottom, right)
 
 
 def _difference(evidence: Evidence, rival_connection: float) -> Difference:

@@ -19,8 +19,9 @@ from PIL import Image
 
 from protopnet.errors import UserError
 from protopnet.evidence.explanation import Explainer
-from protopnet.evidence.records import ClassEvidence, Contrast, Evidence, Explanation
+from protopnet.evidence.records import ClassEvidence, Contrast, Evidence, Explanation, Falls
 from protopnet.evidence.sources import Source
+from protopnet.evidence.sums import signed
 from protopnet.pages import pictures
 from protopnet.pages.pictures import Box, Inlined, Picture
 from protopnet.pages.templates import render
@@ -30,7 +31,8 @@ PHOTO_SIDE = 320  # pixels of the longer side of the photo in a page
 _COLUMNS = ("this part of the photo", "looks like this prototype", "of this training image", "where it looks like it")
 _PICTURES, _NUMBERS = (1.3, 1.1, 1.3, 1.3), 2.35  # widths of the pictures' columns, and of all numbers together
 _INK, _SOFT, _STRONG = "#22262b", "#646b73", "#0068a8"
-_BOX = (("#14181e", 4.0), ("#ffd400", 2.0))  # colour and width: yellow on dark, to be seen on any picture
+_BOX = (("#14181e", 4.0, "-"), ("#ffd400", 2.0, "-"))  # yellow on dark, to be seen on any picture
+_FIELD = (("#14181e", 1.6, "-"), ("#ffffff", 1.2, "--"))
 _ROW_INCHES, _HEAD_INCHES, _FOOT_INCHES, _WIDTH_INCHES = 1.32, 1.05, 0.75, 9.6
 
 
@@ -98,6 +100,12 @@ def table_of(entry: ClassEvidence | Contrast, names: Sequence[str]) -> Table:
     )
 
 
+def rests_on(falls: Falls) -> list[str]:
+    """How far a similarity falls with each change, farthest first, in words."""
+    found = sorted(falls.model_dump().items(), key=lambda item: -item[1])
+    return [f"{name} {signed(-fall)}" for name, fall in found]
+
+
 def class_figure(
     photo: Image.Image,
     entry: ClassEvidence | Contrast,
@@ -136,7 +144,7 @@ def class_figure(
             place.y1 + 0.17 / height,
             title if column < len(_COLUMNS) else textwrap.fill(title, 12),
             ha="center",
-            va="baseline" if column < len(_COLUMNS) else "bottom",
+            va="bottom",
             fontsize=8.5 if numbers == 3 else 7,
             color=_SOFT,
             parse_math=False,
@@ -155,19 +163,22 @@ def _draw_row(
     album: Album,
     names: Sequence[str],
 ) -> None:
-    assert evidence.activation_map is not None
     jpeg, source = album.source(evidence)
     training, size = pictures.opened(jpeg), (source.width, source.height)
     small = pictures.shrunk(photo, 640)
     _draw(axes[0], small, photo_size, box=evidence.box)
     _draw(axes[1], training, size, close=source.box)
     _draw(axes[2], training, size, box=source.box)
-    _draw(axes[3], small, photo_size, heat=pictures.heat(evidence.activation_map, *small.size))
+    _draw(
+        axes[3], small, photo_size, heat=pictures.heat(evidence.shown_map, *small.size), field=evidence.receptive_field
+    )
     prototype = f"{evidence.name or names[evidence.class_]}  (no. {evidence.prototype})"
     axes[1].set_title(prototype, fontsize=7, color=_SOFT, pad=2, parse_math=False)
     for place, text in zip(axes[4:], cells, strict=True):
         colour = _STRONG if text is cells[-1] else _INK
         place.text(0.5, 0.5, text, ha="center", va="center", fontsize=13, color=colour)
+    if evidence.falls is not None:
+        axes[4].text(0.5, 0.36, "\n".join(rests_on(evidence.falls)), ha="center", va="top", fontsize=6.5, color=_SOFT)
     for place in axes:
         place.set_axis_off()
 
@@ -180,18 +191,22 @@ def _draw(
     box: Box | None = None,
     close: Box | None = None,
     heat: Image.Image | None = None,
+    field: Box | None = None,
 ) -> None:
-    """An image measured in pixels of its original, of `size`: with a box, cut to one (`close`), or under a heat map."""
+    """An image measured in pixels of its original, of `size`: with a box, cut to one (`close`), under a heat map, or with
+    what a patch can see in a broken line."""
     extent = (0, size[0], size[1], 0)
     for layer in (image, heat):
         if layer is not None:
             axes.imshow(np.asarray(layer), extent=extent, interpolation="lanczos")
     axes.set_anchor("C")
-    if box is not None:
-        top, left, bottom, right = box
-        for colour, width in _BOX:
-            frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=width)
-            axes.add_patch(frame)
+    for frame, lines in ((box, _BOX), (field, _FIELD)):
+        if frame is not None:
+            top, left, bottom, right = frame
+            for colour, width, style in lines:
+                rectangle = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour)
+                rectangle.set(linewidth=width, linestyle=style)
+                axes.add_patch(rectangle)
     if close is not None:
         axes.set(xlim=(close[1], close[3]), ylim=(close[2], close[0]))
 
@@ -209,7 +224,8 @@ def page(explained: Sequence[tuple[str, Image.Image, Explanation]], album: Album
     """One HTML document with the tables of all classes and contrasts of each (name, photo as uploaded, explanation)."""
     names, sheet = readable_names(album.explainer.classes), dict[str, Inlined]()
     images = [explained_image(name, photo, e, album, names, sheet) for name, photo, e in explained]
-    return render("evidence/explanation.html.j2", title=title, images=images, sheet=sheet)
+    perturbed = any(row.falls is not None for _, _, explanation in explained for row in explanation.rows())
+    return render("evidence/explanation.html.j2", title=title, images=images, sheet=sheet, perturbed=perturbed)
 
 
 def explained_image(
@@ -225,17 +241,24 @@ def explained_image(
     sheet[symbol] = Inlined(*size, pictures.data_uri(pictures.encoded(pictures.shrunk(photo, PHOTO_SIDE))))
 
     def row(evidence: Evidence, cells: Sequence[str]) -> dict[str, Any]:
-        assert evidence.activation_map is not None
         jpeg, source = album.source(evidence)
         training = f"m{evidence.member}p{evidence.prototype}"
         sheet[training] = Inlined(source.width, source.height, pictures.data_uri(jpeg))
         prototype = f"{called(evidence.prototype, evidence.name)} of {names[evidence.class_]}"
-        heat = pictures.data_uri(pictures.heat_png(evidence.activation_map))
+        heat = pictures.data_uri(pictures.heat_png(evidence.shown_map))
         return {
             "evidence": evidence,
+            "rests_on": [] if evidence.falls is None else rests_on(evidence.falls),
             "cells": cells,
             "prototype_of": names[evidence.class_],
-            "photo": Picture(symbol, *size, evidence.box, f"the photo, where it looks like {prototype}", heat),
+            "photo": Picture(
+                symbol,
+                *size,
+                evidence.box,
+                f"the photo, where it looks like {prototype}",
+                heat,
+                evidence.receptive_field,
+            ),
             "training": Picture(training, source.width, source.height, source.box, f"training image of {prototype}"),
         }
 

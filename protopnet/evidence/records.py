@@ -6,14 +6,29 @@
 Boxes are (top, left, bottom, right), half-open, in pixels of the image as uploaded, after any EXIF turn.
 """
 
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, TypeVar
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from protopnet.evidence.sources import Box, Source
 from protopnet.evidence.sums import ShownContrast, Sums
 
+MapKind = Literal["similarity", "gradient"]
+EvidenceOf = TypeVar("EvidenceOf", bound="Evidence")
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True)
+
+
+class Falls(_Record):
+    """How far a similarity falls (below 0: rises) when what its patch sees is changed in one respect."""
+
+    hue: float = Field(description="every colour turned a third of the circle, either way")
+    contrast: float = Field(description="contrast taken down to 0.4")
+    sharpness: float = Field(description="blurred")
+    shape: float = Field(description="bent in waves, colours and texture kept")
 
 
 class Evidence(_Record):
@@ -36,7 +51,23 @@ class Evidence(_Record):
     activation_map: list[list[float]] | None = Field(
         None, description="similarity of every patch, row by row over the whole image, where asked for"
     )
+    saliency_map: list[list[float]] | None = Field(
+        None,
+        description="`map: gradient`, where maps are asked for: how much of the similarity rests on each cell of a fine "
+        "grid over the whole image, row by row; 1 in all",
+    )
+    receptive_field: Box | None = Field(
+        None, description="what the patch can see at all, where that is less than the whole image"
+    )
+    falls: Falls | None = Field(None, description="what the similarity rests on, where `perturb` asks for it")
     source: Source | None = Field(description="where the prototype comes from; null where the bundle doesn't record it")
+
+    @property
+    def shown_map(self) -> list[list[float]]:
+        """The map for pictures: the more faithful one, where there is one."""
+        found = self.saliency_map or self.activation_map
+        assert found is not None, "maps weren't asked for"
+        return found
 
 
 class Remainder(_Record):
@@ -104,6 +135,28 @@ class Explanation(_Record):
     contrasts: list[Contrast] = Field(
         [], description="where asked for: the answer and each class asked about, or the second most probable"
     )
+
+    def rows(self) -> Iterator[Evidence]:
+        """All that is listed, wherever; a prototype may be several times."""
+        yield from self.most_similar
+        for entry in self.classes:
+            yield from entry.evidence
+        for contrast in self.contrasts:
+            yield from contrast.rows
+
+    def with_rows(self, changes: Callable[[Evidence], Mapping[str, object]]) -> "Explanation":
+        """A copy with changes of all that is listed."""
+
+        def changed(rows: list[EvidenceOf]) -> list[EvidenceOf]:
+            return [row.model_copy(update=changes(row)) for row in rows]
+
+        return self.model_copy(
+            update={
+                "most_similar": changed(self.most_similar),
+                "classes": [e.model_copy(update={"evidence": changed(e.evidence)}) for e in self.classes],
+                "contrasts": [c.model_copy(update={"rows": changed(c.rows)}) for c in self.contrasts],
+            }
+        )
 
     @property
     def top(self) -> ClassEvidence:

@@ -99,3 +99,9 @@ def _points(similarity: int, connection: int) -> int:
 
 def _text(value: int, decimals: int) -> str:
     return f"{'−' if value < 0 else ''}{abs(value) / 10**decimals:.{decimals}f}"
+
+
+def signed(value: float, decimals: int = 2) -> str:
+    """A change with its sign; none where nothing is left of it."""
+    text = _text(round(value * 10**decimals), decimals)
+    return f"+{text}" if value > 0 and text.strip("0.") else text

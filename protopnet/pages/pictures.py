@@ -41,6 +41,7 @@ class Picture:
     box: Box
     label: str
     heat: str = ""  # data URI, or nothing
+    field: Box | None = None  # what a patch can see, drawn where the heat is
 
 
 def heat(map_HW: Sequence[Sequence[float]] | np.ndarray, width: int, height: int) -> Image.Image:

@@ -27,7 +27,7 @@ over all prototypes of **similarity × class connection**, and every answer of `
 
     curl --data-binary @bird.jpg http://127.0.0.1:8000/v1/predict
     curl -F image=@jay.jpg -F image=@wren.jpg 'http://127.0.0.1:8000/v1/explain?top_classes=2&class=Cardinal&maps=png'
-    curl --data-binary @bird.jpg 'http://127.0.0.1:8000/v1/explain?class=Cardinal&contrast=true'
+    curl --data-binary @bird.jpg 'http://127.0.0.1:8000/v1/explain?class=Cardinal&contrast=true&perturb=true'
 
 Options are query parameters. Boxes are `[top, left, bottom, right]`, half-open, in pixels of the image as uploaded, after
 any EXIF turn. Every response has a header `X-Request-ID`: the one sent, or a new one; the log has it too. Every answer

@@ -1,18 +1,15 @@
 """From what the members saw to what the client is told."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from protopnet.evidence.explanation import wanted_classes
-from protopnet.evidence.records import Evidence, Explanation
+from protopnet.evidence.records import Explanation
 from protopnet.pages.pictures import heat_png
 from protopnet.predictor import Scores
 from protopnet.serving.ensemble import Ensemble
 from protopnet.serving.members import Seen
 from protopnet.serving.schemas import ClassScore, ExplainedImage, ExplainOptions, PredictedImage, PredictOptions
 from protopnet.serving.uploads import Picture
-
-EvidenceOf = TypeVar("EvidenceOf", bound=Evidence)
 
 
 def predicted(
@@ -56,10 +53,9 @@ def explained(
     seen_MB: Sequence[Sequence[Seen]],
     options: ExplainOptions,
     asked: Sequence[int],
-    abstain_below: float | None,
     check_wanted: Callable[[], None],
-) -> list[ExplainedImage]:
-    """The same with evidence. Takes milliseconds of one core and more: not for the event loop.
+) -> list[Explanation]:
+    """The evidence of each image. Takes milliseconds of one core and more: not for the event loop.
 
     check_wanted: is called between pieces of work; raises where the answer isn't wanted any more.
     """
@@ -67,7 +63,7 @@ def explained(
     found = []
     for number, picture in enumerate(pictures):
         check_wanted()
-        [explanation] = ensemble.explainer.explain(
+        found += ensemble.explainer.explain(
             ensemble.views([[seen_B[number]] for seen_B in seen_MB]),
             [(picture.width, picture.height)],
             top_classes=options.top_classes,
@@ -76,9 +72,22 @@ def explained(
             contrast=options.contrast,
             maps=options.maps != "none",
         )
+    return found
+
+
+def pictured(
+    explanations: Sequence[Explanation],
+    pictures: Sequence[Picture],
+    options: ExplainOptions,
+    abstain_below: float | None,
+    check_wanted: Callable[[], None],
+) -> list[ExplainedImage]:
+    """The same as it is sent, with heat maps if wanted. As slow."""
+    found = []
+    for explanation, picture in zip(explanations, pictures, strict=True):
         heat_maps = _heat_maps(explanation, check_wanted) if options.maps == "png" else {}
         if options.maps == "png":
-            explanation = _without_values(explanation)
+            explanation = explanation.with_rows(lambda row: {"activation_map": None, "saliency_map": None})
         found.append(
             ExplainedImage.model_construct(  # checked already, and the PNGs aren't in base64 yet
                 **dict(explanation),
@@ -96,20 +105,10 @@ def _abstained(probability: float, below: float | None) -> bool:
 
 def _heat_maps(explanation: Explanation, check_wanted: Callable[[], None]) -> dict[str, bytes]:
     """A PNG for each prototype listed: the same one may stand under several classes."""
-    listed = [entry.evidence for entry in explanation.classes] + [contrast.rows for contrast in explanation.contrasts]
-    maps = {f"{each.member}/{each.prototype}": each.activation_map for rows in listed for each in rows}
     drawn: dict[str, bytes] = {}
-    for name, map_HW in maps.items():
-        check_wanted()
-        if map_HW is not None:
-            drawn[name] = heat_png(map_HW)
+    for row in explanation.rows():
+        name = f"{row.member}/{row.prototype}"
+        if name not in drawn:
+            check_wanted()
+            drawn[name] = heat_png(row.shown_map)
     return drawn
-
-
-def _without_values(explanation: Explanation) -> Explanation:
-    def bare(rows: list[EvidenceOf]) -> list[EvidenceOf]:
-        return [row.model_copy(update={"activation_map": None}) for row in rows]
-
-    classes = [entry.model_copy(update={"evidence": bare(entry.evidence)}) for entry in explanation.classes]
-    contrasts = [each.model_copy(update={"rows": bare(each.rows)}) for each in explanation.contrasts]
-    return explanation.model_copy(update={"classes": classes, "contrasts": contrasts})

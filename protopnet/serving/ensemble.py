@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from protopnet.evidence.explanation import Explainer
+from protopnet.evidence.pieces import Closer, Piece, filled, pieces_of
 from protopnet.evidence.ranking import Head, View
+from protopnet.evidence.records import Explanation
 from protopnet.evidence.sources import Shown, Sources
 from protopnet.model.bundle import BundleInfo
 from protopnet.model.bundle_head import BundleHead, open_head
@@ -29,6 +31,7 @@ from protopnet.serving.settings import MemberSettings
 
 ATTEMPTS = 4  # replicas asked before giving up; asking again is safe, an answer changes nothing
 _OPENED_AT_ONCE = 4  # bundles
+_Found = TypeVar("_Found")
 
 
 class Ask(Protocol):
@@ -39,13 +42,26 @@ class Ask(Protocol):
     ) -> Awaitable[list[Seen]]: ...
 
 
+class AskCloser(Protocol):
+    """The same for what similarities rest on."""
+
+    def __call__(
+        self, bundle: BundleRef, pieces: Sequence[Piece], gradient: bool, perturb: bool, *parts_NS3: np.ndarray
+    ) -> Awaitable[list[Closer]]: ...
+
+
 class Ensemble:
     """Members by number. Of their bundles only what explanations need is opened: no backbones."""
 
     def __init__(
-        self, bundles: Sequence[BundleRef], ask: Sequence[Ask], settings: MemberSettings, shown: Shown
+        self,
+        bundles: Sequence[BundleRef],
+        ask: Sequence[Ask],
+        settings: MemberSettings,
+        shown: Shown,
+        ask_closer: Sequence[AskCloser] = (),
     ) -> None:
-        self.refs = list(bundles)
+        self.refs, self._ask_closer = list(bundles), list(ask_closer)
         self._couriers = [
             Courier(
                 partial(_ask, ask[member], member, ref),
@@ -81,6 +97,27 @@ class Ensemble:
         B = len(pixels_B)
         return [list(seen[start : start + B]) for start in range(0, len(seen), B)]
 
+    async def look_closer(
+        self,
+        explanations: Sequence[Explanation],
+        pixels_B: Sequence[Mapping[int, np.ndarray]],
+        gradient: bool,
+        perturb: bool,
+    ) -> list[Explanation]:
+        """The explanations of a request's images with what the similarities listed rest on."""
+
+        async def of_member(member: int) -> dict[Piece, Closer]:
+            ref, size = self.refs[member], self.infos[member].preprocessing.size
+            found: dict[Piece, Closer] = {}
+            for image, pixels in enumerate(pixels_B):
+                pieces = [p._replace(image=0) for p in pieces_of(explanations, member) if p.image == image]
+                call = partial(self._ask_closer[member], ref, pieces, gradient, perturb, *in_parts([pixels[size]]))
+                seen = await _answered(call, member)
+                found |= {p._replace(image=image): closer for p, closer in zip(pieces, seen, strict=True)}
+            return found
+
+        return filled(explanations, await asyncio.gather(*map(of_member, range(len(self.refs)))))
+
     def scores(self, seen_MB: Sequence[Sequence[Seen]]) -> Scores:
         members = [torch.from_numpy(np.stack([seen.logits_K for seen in row])) for row in seen_MB]
         best_MB = [torch.tensor([float(seen.best) for seen in row]) for row in seen_MB]
@@ -93,10 +130,14 @@ class Ensemble:
 
 
 async def _ask(ask: Ask, member: int, ref: BundleRef, pixels_BSS3: Sequence[np.ndarray], whole: bool) -> list[Seen]:
-    parts_NS3 = in_parts(pixels_BSS3)
+    return await _answered(partial(ask, ref, whole, len(pixels_BSS3), *in_parts(pixels_BSS3)), member)
+
+
+async def _answered(call: Callable[[], Awaitable[_Found]], member: int) -> _Found:
+    """What a replica of the member answers; if one can't, another is asked."""
     for attempt in range(ATTEMPTS):
         try:
-            return await ask(ref, whole, len(pixels_BSS3), *parts_NS3)
+            return await call()
         except BackPressureError:
             raise overloaded(f"member {member} has too many images waiting; try again") from None
         except (RayActorError, BrokenMember, DeploymentUnavailableError):

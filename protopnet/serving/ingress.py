@@ -48,9 +48,13 @@ class Ingress:
         ask, ready = [member.see.remote for member in members], [member.ready.remote for member in members]
         self._keys = Keys(settings.token_file)
         shown = Shown(settings.sources, settings.crops_only)
-        ensemble = await asyncio.to_thread(Ensemble, bundles, ask, settings.member, shown)
+        ask_closer = [member.look_closer.remote for member in members]
+        ensemble = await asyncio.to_thread(Ensemble, bundles, ask, settings.member, shown, ask_closer)
         # Before this a rolling update would send requests to a replica whose members are still loading.
         await all_ready(ready, bundles)
+        if ensemble.explainer is not None:
+            fields = [member.field.remote(ref) for member, ref in zip(members, bundles, strict=True)]
+            ensemble.explainer.fields = await asyncio.gather(*fields)
         self._service = Service(settings, ensemble, ready, Metrics(ensemble.hash))
         if settings.audit_log is not None:
             check_folder(settings.audit_log)  # on the node that this replica is on

@@ -19,9 +19,11 @@ import torch
 from ray.serve.metrics import Histogram
 
 from protopnet import imaging
+from protopnet.evidence.pieces import Closer, Piece
 from protopnet.model.network import ProtoPNet
 from protopnet.model.prototypes import true_float32
-from protopnet.predictor import Predictor
+from protopnet.model.receptive_field import ReceptiveField
+from protopnet.predictor import PIECES, Predictor
 from protopnet.serving.settings import MemberSettings
 
 KEPT = 2  # bundles in memory: the one served, and while a version rolls out the other
@@ -84,6 +86,21 @@ class Member:
         pixels_BSS3 = np.stack(np.split(np.concatenate(parts_NS3), images))
         return await self._in_worker(self._look, bundle, pixels_BSS3, whole)
 
+    async def look_closer(
+        self, bundle: BundleRef, pieces: Sequence[Piece], gradient: bool, perturb: bool, *parts_NS3: np.ndarray
+    ) -> list[Closer]:
+        """What the similarities at some places of one image rest on. It comes in parts of its rows (see `in_parts`)."""
+        pixels_1SS3 = np.concatenate(parts_NS3)[None]
+        found: list[Closer] = []
+        for start in range(0, len(pieces), PIECES):  # others are looked at in between
+            some = pieces[start : start + PIECES]
+            found += await self._in_worker(self._look_closer, bundle, pixels_1SS3, some, gradient, perturb)
+        return found
+
+    async def field(self, bundle: BundleRef) -> ReceptiveField | None:
+        """What the bundle's patches can see; none where it is a black-box baseline."""
+        return await self._in_worker(self._field, bundle)
+
     async def ready(self, bundle: BundleRef) -> bool:
         """True once the bundle is loaded."""
         await self._in_worker(self._predictor, bundle)
@@ -118,6 +135,17 @@ class Member:
             raise BrokenMember(self._broken)
         self._sizes.observe(len(pixels_BSS3))
         return [Seen(*rows)._replace(best=best) for *rows, best in zip(*parts, best_B.tolist(), strict=True)]
+
+    def _look_closer(
+        self, bundle: BundleRef, pixels_1SS3: np.ndarray, pieces: Sequence[Piece], gradient: bool, perturb: bool
+    ) -> list[Closer]:
+        predictor = self._predictor(bundle)
+        images_13SS = imaging.normalise(torch.from_numpy(pixels_1SS3).to(self._device), predictor.preprocessing)
+        return predictor.look_closer(0, images_13SS, pieces, gradient=gradient, perturb=perturb)
+
+    def _field(self, bundle: BundleRef) -> ReceptiveField | None:
+        predictor = self._predictor(bundle)
+        return predictor.explainer.fields[0] if isinstance(predictor.bundles[0].network, ProtoPNet) else None
 
     def _predictor(self, bundle: BundleRef) -> Predictor:
         """The bundle's, loaded now if it isn't yet."""

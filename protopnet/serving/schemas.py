@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
-from protopnet.evidence.records import Explanation
+from protopnet.evidence.records import Explanation, MapKind
 from protopnet.evidence.sources import Source
 
 ClassText = Annotated[str, Field(min_length=1, max_length=200)]
@@ -44,8 +44,23 @@ class ExplainOptions(PredictOptions):
     maps: Literal["none", "png", "values"] = Field(
         "none",
         description="where each listed prototype sees itself: `png` adds heat maps to lay over the photo, `values` the "
-        "similarities of all patches",
+        "figures",
     )
+    map: MapKind = Field(
+        "similarity",
+        description="what those maps show: `similarity` that of all patches, `gradient` the pixels that the similarity "
+        "rests on: more faithful, and the network is asked again for each prototype listed",
+    )
+    perturb: bool = Field(
+        False,
+        description="also answer with what each similarity rests on: how far it falls when hue, contrast, sharpness and "
+        "shape of what the patch sees are changed",
+    )
+
+    @property
+    def gradient(self) -> bool:
+        """Whether maps are to be found by gradient."""
+        return self.map == "gradient" and self.maps != "none"
 
 
 class ClassOptions(_Options):

@@ -2,15 +2,18 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from starlette.requests import Request
 
+from protopnet.evidence.records import Explanation
 from protopnet.predictor import Scores
 from protopnet.quality.watch import report, watched
 from protopnet.serving import answers
@@ -27,6 +30,7 @@ from protopnet.serving.schemas import ExplainedImages, ExplainOptions, Predictio
 from protopnet.serving.settings import AppSettings
 
 _READY_S = 5
+_Found = TypeVar("_Found")
 
 
 class Service:
@@ -61,12 +65,8 @@ class Service:
             raise Refusal("cannot_explain", "a member is a black-box baseline, which can't explain; use /v1/predict")
         asked, below = await self._labels(options), self._abstain_below(options)
 
-        def explained(given_up: threading.Event) -> str:
-            def check_wanted() -> None:
-                if given_up.is_set():
-                    raise _GivenUp
-
-            images = answers.explained(self.ensemble, pictures, seen_MB, options, asked, below, check_wanted)
+        def finished(found: Sequence[Explanation], check_wanted: Callable[[], None]) -> str:
+            images = answers.pictured(found, pictures, options, below, check_wanted)
             self._count("/v1/explain", self.ensemble.scores(seen_MB), [image.abstained for image in images])
             answer = ExplainedImages.model_construct(
                 request_id=request_id(request.scope), model=self.ensemble.hash, images=images
@@ -74,12 +74,19 @@ class Service:
             return answer.model_dump_json()
 
         async with self._reception.pictures(request, partial(self._check_allowance, options)) as pictures:
-            seen_MB = await self.ensemble.look([picture.pixels for picture in pictures], whole=True)
-            given_up = threading.Event()
-            try:
-                return await asyncio.get_running_loop().run_in_executor(self._explaining, explained, given_up)
-            finally:
-                given_up.set()
+            pixels = [picture.pixels for picture in pictures]
+            seen_MB = await self.ensemble.look(pixels, whole=True)
+            with _wanted() as check_wanted:
+                found = await self._beside(
+                    answers.explained, self.ensemble, pictures, seen_MB, options, asked, check_wanted
+                )
+                if options.gradient or options.perturb:
+                    found = await self.ensemble.look_closer(found, pixels, options.gradient, options.perturb)
+                return await self._beside(finished, found, check_wanted)
+
+    async def _beside(self, work: Callable[..., _Found], *given: Any) -> _Found:
+        """The work in a thread of those that explain."""
+        return await asyncio.get_running_loop().run_in_executor(self._explaining, work, *given)
 
     async def check_ready(self) -> None:
         try:
@@ -115,6 +122,21 @@ class Service:
 
     def _abstain_below(self, options: PredictOptions) -> float | None:
         return self.catalogue.model.abstain_below if options.abstain_below is None else options.abstain_below
+
+
+@contextmanager
+def _wanted() -> Iterator[Callable[[], None]]:
+    """A function that raises once the block has been left: then nobody waits for what a thread is at."""
+    given_up = threading.Event()
+
+    def check_wanted() -> None:
+        if given_up.is_set():
+            raise _GivenUp
+
+    try:
+        yield check_wanted
+    finally:
+        given_up.set()
 
 
 class _GivenUp(Exception):

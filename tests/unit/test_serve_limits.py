@@ -11,9 +11,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from serving import CLASSES, Client, local_app, make_bundle, photo
+from serving import CLASSES, Client, local_app, make_bundle, photo, pixels
 
 from protopnet.pages.pictures import heat_png
+from protopnet.predictor import Predictor
 from protopnet.serving import answers, bodies
 
 MANY = 64  # requests in work that the settings nobody changes allow
@@ -126,6 +127,8 @@ def test_what_has_been_decoded_is_held_no_longer(bundle: str) -> None:
         ("top_classes=1&top_prototypes=1&maps=values", {"max_evidence": 3}, "max_evidence (3)"),
         ("top_classes=1&class=1&class=2&top_prototypes=5", {"max_evidence": 14}, "max_evidence (14)"),
         ("top_classes=1&class=1&contrast=true&top_prototypes=5", {"max_evidence": 19}, "max_evidence (19)"),
+        ("top_classes=1&top_prototypes=4&maps=png&map=gradient", {"max_evidence": 79}, "max_evidence (79)"),
+        ("top_classes=1&top_prototypes=4&perturb=true", {"max_evidence": 67}, "max_evidence (67)"),
         ("top_classes=4&top_prototypes=12&maps=values", {"max_answer_bytes": 100_000}, "max_answer_bytes (100,000)"),
     ],
 )
@@ -154,6 +157,21 @@ def test_what_the_settings_nobody_changes_allow_is_enough_for_a_page_of_photos(s
     answer = service.form("/v1/explain?maps=png", [(f"{n}.jpg", photo(n)) for n in range(16)])
     assert answer.status == 200
     assert all(len(image["classes"]) == 3 for image in answer.json["images"])
+
+
+def test_what_the_page_asks_of_one_photo_is_allowed_and_found(service: Client, bundle: str) -> None:
+    query = "top_classes=3&top_prototypes=5&contrast=true&maps=png&map=gradient"
+    plain, closer = (
+        service.post(f"/v1/explain?{asked}", photo(1)) for asked in (query[: -len("&map=gradient")], query)
+    )
+    maps = [answer.json["images"][0]["heat_maps"] for answer in (plain, closer)]
+    assert maps[0].keys() == maps[1].keys()
+    assert maps[0] != maps[1]
+    [found] = service.post("/v1/explain?top_classes=1&perturb=true", photo(1)).json["images"]
+    [expected] = Predictor.load([bundle]).explain(pixels(photo(1)), [(90, 60)], top_classes=1, perturb=True)
+    for row, same in zip(found["classes"][0]["evidence"], expected.top.evidence, strict=True):
+        assert same.falls is not None
+        assert row["falls"] == pytest.approx(same.falls.model_dump(), abs=1e-4)
 
 
 # -------------------------------------------------------------------------------------------- out of time

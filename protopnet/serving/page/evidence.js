@@ -106,7 +106,7 @@ function table(label, last, numbered, { of, model, photo, heats }, feet) {
 /** The pictures of one piece of evidence; those of its prototype come later. */
 function row(item, number, prototype, photo, heat) {
   const caption = `Part ${number} looks like ${prototype}.`;
-  const shown = { box: item.box, heat, caption };
+  const shown = { box: item.box, field: item.receptive_field, heat, caption };
   const button = make(
     "button",
     { type: "button", class: "part", "aria-pressed": "false", "aria-label": `Part ${number}: show it on the photo` },
@@ -125,7 +125,7 @@ function row(item, number, prototype, photo, heat) {
     cell(SHORT[0], button),
     cell(SHORT[1], make("div", { class: "waiting" })),
     cell(SHORT[2], make("div", { class: "waiting" })),
-    cell(SHORT[3], whole(photo, { box: item.box, heat, label: `Where your photo is like ${prototype}` })),
+    cell(SHORT[3], whole(photo, { box: item.box, field: item.receptive_field, heat, label: `Where your photo is like ${prototype}` })),
   );
   button.addEventListener("click", () => {
     const kept = stage.keep(shown);

@@ -48,7 +48,7 @@ async function explain(model, blob, options, signal) {
     const [size, most] = [blob.size, model.limits.max_bytes].map((bytes) => (bytes / 1e6).toFixed(1));
     throw new Refused(`The file has ${size} MB, and this server takes ${most} MB at most. A smaller copy of the photo will do.`, 413);
   }
-  const wanted = new URLSearchParams({ ...options, top_prototypes: TOP_PROTOTYPES, contrast: true, maps: "png" });
+  const wanted = new URLSearchParams({ ...options, top_prototypes: TOP_PROTOTYPES, contrast: true, maps: "png", map: "gradient" });
   return (await getJson(`v1/explain?${wanted}`, { method: "POST", body: blob, signal })).images[0];
 }
 
@@ -116,7 +116,7 @@ export async function askWhyNot(text) {
       return complain(byId("why-not-problem"), `${name} is what the network takes it for: its evidence is at the top.`);
     }
     const heading = make("h3", { tabindex: "-1" }, `Why not ${name}?`);
-    byId("asked").replaceChildren(heading, ...contrasts(image, true), card(image, entry, top, false));
+    byId("asked").replaceChildren(heading, ...contrasts(image, true), card(image, entry, top, true));
     heading.focus({ preventScroll: true });
     heading.scrollIntoView({ block: "start" });
     say(`${name}, ${entry.shown.probability}. ${compare(entry, top)}`);

@@ -22,14 +22,15 @@ export function part(picture, [top, left, bottom, right], label) {
   return drawing(`${left} ${top} ${right - left} ${bottom - top}`, label, layer(picture, picture.url));
 }
 
-/** All of a picture, with a heat map, with a box, and with numbered boxes (marks: {box, number}). */
-export function whole(picture, { box = null, heat = null, marks = [], label }) {
+/** All of a picture, with a heat map, with a box, with what a patch can see, and with numbered boxes (marks: {box, number}). */
+export function whole(picture, { box = null, field = null, heat = null, marks = [], label }) {
   return drawing(
     `0 0 ${picture.width} ${picture.height}`,
     label,
     layer(picture, picture.url),
     heat && layer(picture, heat, "heat"),
     ...(box ? outline(box) : []),
+    ...(field ? outline(field, ["edge thin", "field"]) : []),
     ...marks.flatMap((mark) => outline(mark.box)),
     ...numbers(picture, marks),
   );
@@ -44,8 +45,8 @@ const layer = ({ width, height }, href, kind = "photo") =>
   href && make("image", { class: kind, href, width, height, preserveAspectRatio: "none" });
 
 /** Yellow within dark, to be seen on any ground. */
-const outline = ([top, left, bottom, right]) =>
-  ["edge", "box"].map((kind) => make("rect", { class: kind, x: left, y: top, width: right - left, height: bottom - top }));
+const outline = ([top, left, bottom, right], kinds = ["edge", "box"]) =>
+  kinds.map((kind) => make("rect", { class: kind, x: left, y: top, width: right - left, height: bottom - top }));
 
 /** A number at a corner of each box, moved down along the edge where another number already is. */
 function numbers(picture, marks) {

@@ -24,7 +24,7 @@ export function setMarks(evidence, caption) {
   draw();
 }
 
-/** Show one piece of evidence ({box, heat, caption}) for as long as it is pointed at; null: no longer. */
+/** Show one piece of evidence ({box, field, heat, caption}) for as long as it is pointed at; null: no longer. */
 export function point(item) {
   pointedAt = item;
   draw();
@@ -41,7 +41,7 @@ export function keep(item) {
 function draw() {
   if (!picture) return;
   const item = pointedAt ?? kept;
-  const shown = item ? { box: item.box, heat: item.heat, label: item.caption } : { marks, label: `Your photo. ${about}` };
+  const shown = item ? { box: item.box, field: item.field, heat: item.heat, label: item.caption } : { marks, label: `Your photo. ${about}` };
   byId("picture").replaceChildren(whole(picture, shown));
   byId("caption").textContent = item ? item.caption : about;
   byId("legend").classList.toggle("off", !item?.heat);
