@@ -21,6 +21,7 @@ from protopnet.config import BirdSettings, ComputeSettings, DataSettings, Sectio
 from protopnet.datasets.open import open_dataset, recognise
 from protopnet.datasets.validate import check_bad_share
 from protopnet.errors import UserError, exit_with_a_sentence
+from protopnet.evidence.records import MapKind
 from protopnet.imaging import MAX_PIXELS
 from protopnet.passes.image_pass import PassOptions
 from protopnet.predictor import Predictor
@@ -45,8 +46,9 @@ class EvaluateSettings(Section):
     crop: Literal["boxes", "none"] = Field("boxes", description="for CUB: crop to bounding boxes, or full images")
     quality: bool = Field(False, description="also measure how good the explanations are")
     curve_images: int = Field(
-        200, ge=0, description="images, drawn at random, that deletion and insertion are measured on"
+        200, ge=0, description="images, drawn at random, that deletion, insertion and misalignment are measured on"
     )
+    map: MapKind = Field("gradient", description="maps that deletion and insertion go by, as of jobs/explain.py")
     batch_size: int = Field(64, ge=1, description="images a forward pass")
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="images with more pixels than this aren't decoded")
     max_bad: float = Field(0.05, ge=0, le=1, description="largest share of images that can't be read")
@@ -72,7 +74,7 @@ def _evaluate(settings: EvaluateSettings) -> tuple[dict[str, Any], str]:
     """The metrics, and the split they were measured on."""
     storage.check_writable(settings.output, "output")
     predictor = Predictor.load([settings.bundle])
-    quality = QualityOptions(settings.curve_images, settings.seed) if settings.quality else None
+    quality = QualityOptions(settings.curve_images, settings.seed, settings.map) if settings.quality else None
     if quality is not None:
         check_explains(predictor)
     data = DataSettings(

@@ -39,9 +39,9 @@ def saliency(network: ProtoPNet, images_U3YX: Tensor, pieces: Sequence[Piece]) -
             latent.append(output.shape[3])
 
     hooks = [module.register_forward_hook(see) for module in network.backbone.modules()]
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         try:
-            pixels_U3YX = images_U3YX.detach().requires_grad_(True)
+            pixels_U3YX = images_U3YX.clone().requires_grad_(True)  # tensors of inference mode have no gradients
             similarity_U = similarities(network, pixels_U3YX, pieces)
         finally:
             for hook in hooks:

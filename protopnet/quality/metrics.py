@@ -19,7 +19,7 @@ import pyarrow as pa
 from protopnet.quality.key_points import BOX, PATCH, PartPoint, covered, parts_near, visible, without_sides
 from protopnet.quality.perturbations import area_under
 
-DEFINITIONS = 1  # raised when a number would mean something else than before
+DEFINITIONS = 2  # raised when a number would mean something else than before
 CONSISTENT = 0.8  # share of images in which a consistent prototype is on the same part
 NEAREST = 10  # images a prototype for its purity
 EVIDENCE = 5  # prototypes an image with the most points for the predicted class
@@ -116,6 +116,7 @@ def part_quality(
         "stability": _over_prototypes(stability_P),
         "purity": _purity_summary(purity_P),
         "contrast": _over_prototypes(_ratio(contrast_P, images_P)),
+        "distinctiveness": place_quality(list(map(_apart, seen))),
         "pointing": pointing(seen),
         **(_truth(seen, distinguishing_K) if distinguishing_K is not None else {}),
     }
@@ -183,6 +184,21 @@ def curve_quality(curves: Sequence[Sequence[float]]) -> Metrics | None:
         return None
     mean = np.mean(np.asarray(curves, dtype=np.float64), axis=0)
     return {"value": area_under(mean.tolist()), "images": len(curves), "curve": mean.round(6).tolist()}
+
+
+def place_quality(images: Sequence[Sequence[float]]) -> Metrics | None:
+    """Mean over all places (or pairs of them) of some images; None where there are none."""
+    values = [value for image in images for value in image]
+    if not values:
+        return None
+    return {"value": float(np.mean(values)), "places": len(values), "images": sum(bool(image) for image in images)}
+
+
+def _apart(o: Observation) -> list[float]:
+    """Of each two own prototypes with a place, whether they are more than a patch apart along an axis."""
+    places_N2 = o.own_places[~np.isnan(o.own_places).any(1)]
+    first, second = np.triu_indices(len(places_N2), k=1)
+    return (np.abs(places_N2[first] - places_N2[second]) > PATCH).any(1).astype(float).tolist()
 
 
 def drawn(

@@ -10,16 +10,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from protopnet.evidence.explanation import explaining
-from protopnet.evidence.ranking import Head
-from protopnet.model.boxes import upsample
+from protopnet.evidence.pieces import Piece
+from protopnet.evidence.ranking import Head, View
+from protopnet.evidence.records import MapKind
+from protopnet.model.boxes import activation_boxes, upsample
 from protopnet.model.prototypes import map_size
 from protopnet.predictor import Predictor
 from protopnet.quality.key_points import middles, peaks
 from protopnet.quality.metrics import EVIDENCE, NEAREST
-from protopnet.quality.perturbations import deletion_and_insertion, with_noise
+from protopnet.quality.perturbations import deletion_and_insertion, only_in_focus, overlaps, with_noise
 
 Record = dict[str, Any]  # what was seen of one image, a value a column
 
@@ -28,8 +31,8 @@ class Observer:
     """A bundle, looked at while it classifies. Batches are filled up to `batch_size`, so that an image's numbers don't
     depend on the others in its batch."""
 
-    def __init__(self, predictor: Predictor, batch_size: int, seed: int) -> None:
-        self.predictor, self.batch_size, self.seed = predictor, batch_size, seed
+    def __init__(self, predictor: Predictor, batch_size: int, seed: int, map: MapKind = "gradient") -> None:
+        self.predictor, self.batch_size, self.seed, self.map = predictor, batch_size, seed, map
         self.network = explaining(predictor.bundles[0])
         self.head = Head.of(self.network)
         classes_P = self.network.prototype_class.cpu().numpy()
@@ -66,7 +69,7 @@ class Observer:
             _put(seen, "evidence_places", self._peaks(latent_nDHW, [_evidence(points_P) for points_P in points_nP]))
             self._nearest(seen, latent_nDHW, view.similarities_BP[with_points], view.index_BP[with_points])
         for place in with_curves:
-            self._curves(records[place], images_B3HW[place], view.latent_BDHW[place])
+            self._curves(records[place], images_B3HW[place], View(*(part[place : place + 1] for part in view)))
         return records
 
     def _peaks(self, latent_nDHW: Tensor, wanted_n: list[list[int]]) -> list[np.ndarray]:
@@ -107,8 +110,9 @@ class Observer:
             record["nearest_similarity"] = similarity_NP[rank, prototype]
             record["nearest_places"] = middles(patch_NP[rank, prototype], shape, latent_shape)
 
-    def _curves(self, record: Record, image_3HW: Tensor, latent_DHW: Tensor) -> None:
-        """Deletion and insertion of the predicted class, by the mean map of its prototypes."""
+    def _curves(self, record: Record, image_3HW: Tensor, view: View) -> None:
+        """Deletion and insertion of the predicted class, by the maps of its prototypes, each with the weight of its points;
+        and how far these maps' boxes move when what is beside them is blurred. view: of this image alone."""
         label: int = record["prediction"]
         own = np.array(self.own_K[label], dtype=np.int64)
         if not len(own):
@@ -117,9 +121,36 @@ class Observer:
         def probability(images_N3HW: Tensor) -> Tensor:
             return self.predictor.scores(images_N3HW).probabilities_BK[:, label]
 
-        maps_pHW = self.head.maps(latent_DHW[None], np.zeros(len(own), dtype=np.int64), own)
-        saliency_HW = upsample(maps_pHW.mean(0, keepdim=True), *image_3HW.shape[1:])[0]
+        saliency_HW = self._saliency(image_3HW, view, label, own)
         record["deletion"], record["insertion"] = deletion_and_insertion(probability, image_3HW, saliency_HW)
+        record["misalignment"] = self._misalignment(image_3HW, view.latent_BDHW, own)
+
+    def _saliency(self, image_3HW: Tensor, view: View, label: int, own: np.ndarray) -> Tensor:
+        """What the points of a class rest on, on the whole image."""
+        connections_p = self.network.last_layer.weight[label, own]
+        maps_pHW = self.head.maps(view.latent_BDHW, np.zeros(len(own), dtype=np.int64), own)
+        if self.map == "gradient":
+            points_p = (view.similarities_BP[0, own] * connections_p).clamp(min=0)
+            columns = maps_pHW.shape[2]
+            pieces = [
+                Piece(0, p, cell // columns, cell % columns)
+                for p, cell in zip(own.tolist(), view.index_BP[0, own].tolist(), strict=True)
+            ]
+            found = self.predictor.look_closer(0, image_3HW[None], pieces, gradient=True, perturb=False)
+            maps_pHW = torch.from_numpy(np.array([piece.saliency_YX for piece in found])).to(image_3HW)
+            weights_p = points_p if bool(points_p.any()) else torch.ones_like(points_p)  # a similarity below 0 has none
+        else:
+            weights_p = connections_p
+        mean_1HW = (maps_pHW * weights_p[:, None, None]).sum(0, keepdim=True)
+        return upsample(mean_1HW, *image_3HW.shape[1:])[0]
+
+    def _misalignment(self, image_3HW: Tensor, latent_1DHW: Tensor, own: np.ndarray) -> list[float]:
+        size = self.predictor.size
+        boxes_p4 = activation_boxes(self.head.maps(latent_1DHW, np.zeros(len(own), dtype=np.int64), own), size)
+        latent_pDHW = self.network.latent(only_in_focus(image_3HW, boxes_p4))
+        moved_p4 = activation_boxes(self.head.maps(latent_pDHW, np.arange(len(own)), own), size)
+        moved: list[float] = (1 - overlaps(boxes_p4, moved_p4)).tolist()
+        return moved
 
 
 def _evidence(points_P: Tensor) -> list[int]:

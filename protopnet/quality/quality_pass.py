@@ -14,6 +14,7 @@ import torch
 
 from protopnet.errors import UserError
 from protopnet.evidence.explanation import explaining
+from protopnet.evidence.records import MapKind
 from protopnet.imaging import Preprocessing
 from protopnet.model.bundle import Bundle
 from protopnet.model.network import ProtoPNet
@@ -28,6 +29,7 @@ from protopnet.quality.metrics import (
     Observation,
     curve_quality,
     part_quality,
+    place_quality,
     sparsity,
 )
 from protopnet.quality.observer import Observer, Record
@@ -50,6 +52,7 @@ _SEEN = pa.schema(
         ("nearest_places", _POINTS),
         ("deletion", _POINTS),
         ("insertion", _POINTS),
+        ("misalignment", pa.list_(pa.float64())),
         (
             "drawn",
             pa.struct(
@@ -67,10 +70,12 @@ _SEEN = pa.schema(
 
 @dataclass(frozen=True)
 class QualityOptions:
-    """curve_images: how many images, drawn at random, deletion and insertion are measured on; 0 for none."""
+    """curve_images: how many images, drawn at random, deletion, insertion and misalignment are measured on; 0 for none.
+    map: which maps deletion and insertion go by."""
 
     curve_images: int = 200
     seed: int = 0
+    map: MapKind = "gradient"
 
 
 @dataclass
@@ -81,13 +86,14 @@ class QualityTask:
     batch_size: int
     seed: int
     birds: Birds | None
+    map: MapKind
 
     @property
     def preprocessing(self) -> Preprocessing:
         return self.predictor.preprocessing
 
     def to(self, device: torch.device) -> "QualityTask":
-        self.observer = Observer(self.predictor.to(device), self.batch_size, self.seed)
+        self.observer = Observer(self.predictor.to(device), self.batch_size, self.seed, self.map)
         return self
 
     def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
@@ -137,7 +143,7 @@ def quality_task(
     `UserError` as `check_explains`.
     """
     check_explains(predictor)
-    return QualityTask(predictor, batch_size, options.seed, Birds.of(source, predictor.classes))
+    return QualityTask(predictor, batch_size, options.seed, Birds.of(source, predictor.classes), options.map)
 
 
 def with_sample(rows: pa.Table, options: QualityOptions) -> pa.Table:
@@ -164,11 +170,13 @@ def quality_of(predictor: Predictor, seen: pa.Table, source: Mapping[str, Any], 
         "prototypes": len(prototype_class),
         "classes_without_prototypes": len(predictor.classes) - len(set(prototype_class)),
         "seed": options.seed,
+        "map": options.map,
         **parts.metrics,
         "sparsity": sparsity(network.prototypes.detach().cpu().numpy(), len(predictor.classes), height * width),
     }
     for name in ("deletion", "insertion"):
         metrics[name] = curve_quality([curve for curve in seen[name].to_pylist() if curve])
+    metrics["misalignment"] = place_quality([moved for moved in seen["misalignment"].to_pylist() if moved])
     if birds is not None and bundle.prototypes is not None:
         metrics |= prototypes_on_birds(bundle.prototypes, birds, predictor.size)
     columns = {"prototype": range(len(prototype_class)), "class": prototype_class, **parts.prototypes}

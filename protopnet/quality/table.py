@@ -59,6 +59,15 @@ METRICS: dict[str, _Metric] = {
         "How much more similar to a prototype its place is than the photo on average; near 0, its map points nowhere.",
         percent=False,
     ),
+    "distinctiveness": _Metric(
+        "distinctiveness", "Of two prototypes of one class: how often they look at different places of a photo."
+    ),
+    "misalignment": _Metric(
+        "misalignment",
+        "How much of a prototype's box moves when the photo is blurred beside it; 0: the box is all that counts.",
+        "lower",
+        percent=False,
+    ),
     "pointing": _Metric("pointing game", "How often the strongest evidence is on a marked part of the body."),
     "sparsity": _Metric(
         "sparsity", "1 means one prototype a class is all one has to look at; ten a class give 0.1.", percent=False
@@ -71,7 +80,7 @@ METRICS: dict[str, _Metric] = {
     ),
     "insertion": _Metric(
         "insertion",
-        "Confidence on average while the evidence is put onto a blank image step by step: it should rise quickly.",
+        "Confidence on average while the evidence is put onto the blurred photo step by step: it should rise quickly.",
         percent=False,
     ),
 }

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from protopnet import imaging
 from protopnet.config import BirdSettings, ModelSettings
 from protopnet.datasets.birds import PART_ID, bird_kinds, bird_row, redraw
+from protopnet.evidence.records import MapKind
 from protopnet.imaging import Preprocessing
 from protopnet.model.boxes import upsample
 from protopnet.model.bundle import Bundle, BundleInfo
@@ -22,9 +23,9 @@ from protopnet.model.prototypes import Kind
 from protopnet.predictor import Predictor
 from protopnet.quality.generated_birds import Birds, parts_under, prototypes_on_birds
 from protopnet.quality.key_points import BOX, PATCH, PartPoint, covered, middles, parts_near, peaks, without_sides
-from protopnet.quality.metrics import Observation, curve_quality, drawn, part_quality, sparsity
+from protopnet.quality.metrics import Observation, drawn, part_quality, sparsity
 from protopnet.quality.observer import Observer
-from protopnet.quality.perturbations import area_under, deletion_and_insertion, with_noise
+from protopnet.quality.perturbations import with_noise
 from protopnet.quality.table import METRICS, quality_table, quality_text
 
 NOWHERE = (np.nan, np.nan)
@@ -316,52 +317,14 @@ class TestBirdsDrawnAgain:
         return [kind.name for kind in bird_kinds(self.SETTINGS)]
 
 
-class TestCurves:
-    """The score is the share of the image's sum that is left; one pixel holds all of it."""
+class TestDistinctiveness:
+    def test_pairs_of_places_that_are_more_than_half_a_patch_apart_count(self) -> None:
+        seen = [image(0, **own([ON_HEAD, ON_HEAD, ON_TAIL])), image(1, **own([BETWEEN]))]
+        found = part_quality(seen, 3).metrics["distinctiveness"]
+        assert found == {"value": pytest.approx(2 / 3), "places": 3, "images": 1}
 
-    @staticmethod
-    def left(images: torch.Tensor) -> torch.Tensor:
-        return images.sum((1, 2, 3)) / 3
-
-    def one_pixel(self) -> tuple[torch.Tensor, torch.Tensor]:
-        image, saliency = torch.zeros(3, 4, 4), torch.zeros(4, 4)
-        image[:, 1, 2] = saliency[1, 2] = 1
-        return image, saliency
-
-    def test_where_the_map_is_right_deletion_falls_and_insertion_rises_at_once(self) -> None:
-        deletion, insertion = deletion_and_insertion(self.left, *self.one_pixel(), steps=16)
-        assert deletion == [1.0] + [0.0] * 16
-        assert insertion == [0.0] + [1.0] * 16
-        assert area_under(deletion) == pytest.approx(0.5 / 16)
-        assert area_under(insertion) == pytest.approx(15.5 / 16)
-
-    def test_where_it_is_wrong_they_do_so_last(self) -> None:
-        image, saliency = self.one_pixel()
-        deletion, insertion = deletion_and_insertion(self.left, image, -saliency, steps=16)
-        assert deletion == [1.0] * 16 + [0.0]
-        assert insertion == [0.0] * 16 + [1.0]
-
-    def test_pixels_go_in_equal_steps_the_first_of_equal_ones_first(self) -> None:
-        deletion, insertion = deletion_and_insertion(self.left, torch.full((3, 4, 4), 1 / 16), torch.zeros(4, 4), 8)
-        assert deletion == pytest.approx(np.linspace(1, 0, 9).tolist())
-        assert insertion == pytest.approx(np.linspace(0, 1, 9).tolist())
-        assert area_under(deletion) == pytest.approx(0.5)
-
-    def test_published_steps(self) -> None:
-        sizes: list[int] = []
-
-        def count(images: torch.Tensor) -> torch.Tensor:
-            sizes.append(len(images))
-            return (images == 0).all(1).sum((1, 2)).float()
-
-        deletion, insertion = deletion_and_insertion(count, torch.ones(3, 224, 224), torch.rand(224, 224))
-        assert sizes == [29 + 27]  # both ends are shared
-        assert deletion == [1792.0 * step for step in range(29)]
-        assert insertion == deletion[::-1]
-
-    def test_the_mean_over_images(self) -> None:
-        assert curve_quality([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]) == {"value": 0.5, "images": 2, "curve": [1, 0.5, 0]}
-        assert curve_quality([]) is None
+    def test_a_place_that_there_is_not_is_no_place(self) -> None:
+        assert part_quality([image(0, **own([NOWHERE, NOWHERE]))], 2).metrics["distinctiveness"] is None
 
 
 class TestNoise:
@@ -401,7 +364,7 @@ class TestObserver:
         shape: dict[str, Any] = {"cut": "layer2", "image_size": self.SIZE, "prototype_depth": 8, "prototypes": 6}
         return ModelSettings(backbone="resnet18", similarity=similarity, **shape)
 
-    def observer(self, network: ProtoPNet) -> Observer:
+    def observer(self, network: ProtoPNet, map: MapKind = "gradient") -> Observer:
         info = BundleInfo(
             format_version=1,
             architecture=self.settings(network.kind),
@@ -413,7 +376,7 @@ class TestObserver:
             sha256="",
             prototypes_sha256=None,
         )
-        return Observer(Predictor([Bundle(network, info, None, "")]), batch_size=6, seed=0)
+        return Observer(Predictor([Bundle(network, info, None, "")]), batch_size=6, seed=0, map=map)
 
     @pytest.fixture(scope="class")
     def images(self) -> torch.Tensor:
@@ -462,6 +425,31 @@ class TestObserver:
         assert "deletion" not in records[0]
         confidence = torch.from_numpy(records[1]["logits"]).softmax(0)[0]
         assert records[1]["deletion"][0] == records[1]["insertion"][-1] == pytest.approx(float(confidence), abs=1e-4)
+
+    def test_curves_go_by_the_map_asked_for_weighed_by_points(self, network: ProtoPNet, images: torch.Tensor) -> None:
+        predictor, own = self.observer(network).predictor, np.array([1, 2, 3])
+        with torch.inference_mode():
+            [view] = predictor.views(images[:1])
+            by_points = self.observer(network, "similarity")._saliency(images[0], view, 0, own)
+            maps = self.observer(network).head.maps(view.latent_BDHW, np.zeros(3, int), own)
+            expected = (maps * network.last_layer.weight[0, own][:, None, None]).sum(0)
+            assert torch.allclose(by_points, upsample(expected[None], self.SIZE, self.SIZE)[0], atol=1e-5)
+            by_gradient = self.observer(network)._saliency(images[0], view, 0, own)
+        assert by_gradient.shape == by_points.shape
+        assert np.corrcoef(by_gradient.flatten(), by_points.flatten())[0, 1] < 0.99
+
+    def test_a_box_that_depends_on_nothing_beside_it_stays(
+        self, network: ProtoPNet, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        [moved] = [r["misalignment"] for r in self.observe(network, images, [0], curves=[0])]
+        assert len(moved) in (1, 3)
+        assert all(0 <= value <= 1 for value in moved)
+        assert max(moved) > 0  # this network sees the whole image
+        monkeypatch.setattr(
+            "protopnet.quality.observer.only_in_focus", lambda image, boxes: image.repeat(len(boxes), 1, 1, 1)
+        )
+        [still] = [r["misalignment"] for r in self.observe(network, images, [0], curves=[0])]
+        assert still == pytest.approx([0] * len(still), abs=1e-6)
 
     def test_a_class_without_prototypes_has_no_curves(self, network: ProtoPNet, images: torch.Tensor) -> None:
         changed = copy.deepcopy(network)
