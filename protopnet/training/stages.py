@@ -16,6 +16,7 @@ from protopnet.budget import check_batch
 from protopnet.cluster import plan_training
 from protopnet.config import RunSettings
 from protopnet.datasets.duplicates import duplicates_across, duplicates_text, settled
+from protopnet.datasets.near_duplicates import near_duplicates_across, near_duplicates_text
 from protopnet.datasets.open import mixed, open_dataset
 from protopnet.datasets.validate import check_dataset
 from protopnet.model.bundle import load_bundle
@@ -58,12 +59,14 @@ def run_data(run: Run, stage: Stage, state_in: str | None) -> Result:
     dataset = mixed(dataset, run.folder(stage))
     dataset.save(run.folder(stage))
     write_table(storage.join(run.folder(stage), "duplicates.parquet"), repeated)
-    leak = duplicates_text(duplicates_across(dataset.table))
+    near = near_duplicates_across(dataset.table, run.settings.data.max_pixels, run.settings.data.intensity)
+    write_table(storage.join(run.folder(stage), "near_duplicates.parquet"), near)
+    leaks = (duplicates_text(duplicates_across(dataset.table)), near_duplicates_text(near))
     save_state(run.state_uri(stage), run.network().state_dict())
     counts = dataset.counts()
     bad = f", {len(dataset.errors)} unreadable (see errors.parquet)" if len(dataset.errors) else ""
     further = "".join(
-        f"; {text}" for text in (dataset.source.get("passed_over"), leak, whole_image_text(network)) if text
+        f"; {text}" for text in (dataset.source.get("passed_over"), *leaks, whole_image_text(network)) if text
     )
     says = f"{counts['train']} training, {counts['validation']} validation, {counts['test']} test images, "
     return {

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -11,6 +12,7 @@ from protopnet.commands.prepare import summary
 from protopnet.config import DataSettings, PrepareSettings
 from protopnet.datasets.duplicates import duplicates_across, duplicates_text, settled
 from protopnet.datasets.folders import scan_folder
+from protopnet.datasets.near_duplicates import near_duplicates_across, near_duplicates_text
 from protopnet.datasets.open import open_source
 from protopnet.datasets.rows import Dataset
 from protopnet.datasets.shards import write_shards
@@ -84,3 +86,35 @@ def test_preparing_says_so(tmp_path: Path, mode: str, images: int, said: str) ->
     dataset = write_shards(source.rows, str(tmp_path / "out"), source.classes, source.about)
     assert dataset.table.num_rows == images
     assert said in summary(dataset, "out", 1.0)
+
+
+def photo_like(seed: int, side: int = 96) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def test_images_that_are_nearly_the_same_are_named(tmp_path: Path) -> None:
+    for label, name in enumerate(("lily", "rose")):
+        for split, shift in (("train", 0), ("test", 100)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(4):
+                photo_like(10 * label + i + shift).save(tmp_path / split / name / f"{i}.png")
+            Image.new("RGB", (9, 9), (label, shift, 9)).save(tmp_path / split / name / "even.png")
+    test = tmp_path / "test/lily"
+    photo_like(11).save(test / "saved anew.jpg", quality=40)
+    photo_like(12).resize((50, 40)).point(lambda value: value * 2 // 3).save(test / "small and dark.png")
+    photo_like(13).crop((2, 2, 94, 94)).save(test / "cropped.png")
+    shutil.copy(tmp_path / "train/rose/0.png", test / "copy.png")  # is an exact one
+    pairs = near_duplicates_across(scan(tmp_path).table)
+    named = {Path(row["uri"]).name: Path(row["train_uri"]).name for row in pairs.to_pylist()}
+    assert named == {"saved anew.jpg": "1.png", "small and dark.png": "2.png", "cropped.png": "3.png"}
+    assert set(pairs["train_class_name"].to_pylist()) == {"rose"}
+    text = near_duplicates_text(pairs)
+    assert text is not None
+    assert text.startswith("3 test images are nearly in training too: ")
+    assert "is like" in text
+
+
+def test_without_near_duplicates_there_is_nothing_to_say(tmp_path: Path) -> None:
+    pairs = near_duplicates_across(scan(folders(tmp_path, 2)).table)
+    assert (len(pairs), near_duplicates_text(pairs)) == (0, None)
