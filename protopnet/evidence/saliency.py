@@ -8,6 +8,7 @@ Legend: U pieces of evidence, C channels, H W rows and columns, Y X pixels.
 """
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +33,11 @@ def saliency(network: ProtoPNet, images_U3YX: Tensor, pieces: Sequence[Piece]) -
     seen: dict[int, Tensor] = {}
     latent: list[int] = []
 
-    def see(module: nn.Module, given: object, output: object) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3]:
-            seen[output.shape[3]] = output  # the last of each size: containers come after what they contain
-        if module is network.backbone and isinstance(output, Tensor):
+    def see(module: nn.Module, given: tuple[object, ...], output: object) -> None:
+        """Keep what each stage gave: the input of the outermost module, the last that ends, which makes it coarser."""
+        if _is_map(output) and given and _is_map(given[0]) and given[0].shape[3] > output.shape[3]:
+            seen[given[0].shape[3]] = given[0]
+        if module is network.backbone and _is_map(output):
             latent.append(output.shape[3])
 
     hooks = [module.register_forward_hook(see) for module in network.backbone.modules()]
@@ -60,6 +62,11 @@ def saliency(network: ProtoPNet, images_U3YX: Tensor, pieces: Sequence[Piece]) -
         map_UYX = blurred(upsample(map_UHW, side, side).clamp(min=0)[:, None], _SMOOTH * side)[:, 0]
         highest_UYX = torch.maximum(highest_UYX, map_UYX / map_UYX.amax((1, 2), keepdim=True).clamp(min=_TINY))
     return _shares(highest_UYX)
+
+
+def _is_map(value: object) -> TypeGuard[Tensor]:
+    """Whether it is of channels, rows and columns, as of square images."""
+    return isinstance(value, Tensor) and value.ndim == 4 and value.shape[2] == value.shape[3]
 
 
 def blurred(images_BCYX: Tensor, deviation: float) -> Tensor:
