@@ -1,7 +1,7 @@
 """Held-out images that are nearly training images: saved anew, made smaller or darker, cropped a little.
 
-Two images are nearly the same where their smallest copies, 16 x 16 pixels, correlate. Of CUB-200-2011's first hundred
-kinds the two pairs so near are the same photos; the next pair is at 0.87. Flips and crops of a tenth aren't found.
+Two images are nearly the same where their smallest copies, 16 x 16 pixels, correlate. On CUB-200-2011 pairs so near were
+the same photos, and the next pair was at 0.87 (docs/results.md). Flips and crops of a tenth aren't found.
 
 Legend: N images, H held out, T in training.
 """
