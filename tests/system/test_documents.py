@@ -74,7 +74,15 @@ class TestFormats:
         assert columns(evaluated.folder / "prototype_quality.parquet") <= names(quality)
         assert listed(evaluated.folder) <= names(text)
         measured = json.loads((evaluated.folder / "metrics.json").read_text())["quality"]
-        about = {"definitions", "images", "images_with_key_points", "prototypes", "classes_without_prototypes", "seed"}
+        about = {
+            "definitions",
+            "images",
+            "images_with_key_points",
+            "prototypes",
+            "classes_without_prototypes",
+            "seed",
+            "map",
+        }
         assert set(measured) == first_column(quality, "metric") | about
         assert about <= names(quality)
 
