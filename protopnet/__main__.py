@@ -11,6 +11,7 @@ COMMANDS = {
     "prepare": "turn any source of images into shards",
     "train": "train a ProtoPNet, from images to a bundle",
     "reproduce": "a table of runs: networks, black boxes, seeds, ensembles",
+    "tune": "search for better settings, on validation images",
     "import_checkpoint": "a network of the ProtoPNet authors' code → a bundle",
     "evaluate": "how good a bundle is on labelled images",
     "explain": "why the model decides as it does, for a few images",

@@ -23,6 +23,7 @@ _TYPES = {
     "string": ("TEXT", "text"),
     "boolean": ("true|false", "true or false"),
     "array": ("A,B,…", "a list (a,b,c)"),
+    "object": ("JSON", "names with values"),
 }
 _LIMITS = {
     "minimum": ", at least {}",

@@ -58,6 +58,11 @@ class DataSettings(Section):
     test: float = Field(
         0.2, ge=0, lt=1, description="share of each class cut off for testing when the source has no test split"
     )
+    hide_test: bool = Field(
+        False,
+        description="leave the test images out of a run, neither trained on nor looked at: what jobs/tune.py does to its "
+        "trials",
+    )
     max_bad: float = Field(
         0.05, ge=0, le=1, description="largest share of images that can't be read before the job gives up"
     )

@@ -5,7 +5,7 @@ what it is for (`split`) and where its bytes are. Every source (folders, CUB-200
 these rows; everything downstream reads nothing else.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -85,6 +85,12 @@ class Dataset:
     def split(self, name: str) -> pa.Table:
         """The rows of `train`, `validation` or `test`; none where the dataset has no such split."""
         return self._splits[name]
+
+    def without(self, split: str) -> "Dataset":
+        """The same without a split; image_id counts on from 0."""
+        table = self.table.filter(pc.not_equal(self.table["split"], split))
+        numbers = pa.array(range(len(table)), pa.int64())
+        return replace(self, table=table.set_column(table.column_names.index("image_id"), "image_id", numbers))
 
     def counts(self) -> dict[str, int]:
         """Images a split."""

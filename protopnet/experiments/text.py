@@ -1,48 +1,27 @@
-"""A table for people: the same cells as Markdown and as a page."""
+"""A table of runs for people."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from protopnet.experiments.figures import failures
-from protopnet.pages.templates import render
+from protopnet.experiments.sheets import Sheet, markdown, page
 from protopnet.quality.table import METRICS
 from protopnet.words import duration, percent
 
 KINDS = {"protopnet": "ProtoPNet", "baseline": "black box", None: ""}
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A table as text: its title, what its columns are called, and cells; the first column is text, others numbers."""
-
-    title: str
-    note: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-def sheets(figures: Mapping[str, Any]) -> list[Sheet]:
-    """The tables there is something to say in. figures: of table.json."""
-    found = [_networks(figures), _ensembles(figures), _quality(figures), _failed(figures)]
-    return [sheet for sheet in found if sheet.rows]
-
-
 def as_markdown(figures: Mapping[str, Any]) -> str:
-    parts = [f"# {figures['name']}"]
-    for sheet in sheets(figures):
-        lines = ["---", *["---:"] * (len(sheet.header) - 1)]
-        table = [_line(sheet.header), _line(lines), *map(_line, sheet.rows)]
-        parts += [f"## {sheet.title}", sheet.note, "\n".join(table)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    """figures: of table.json."""
+    return markdown(figures["name"], _sheets(figures))
 
 
 def as_page(figures: Mapping[str, Any]) -> str:
-    return render("experiments/table.html.j2", title=figures["name"], sheets=sheets(figures))
+    return page(figures["name"], _sheets(figures))
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+def _sheets(figures: Mapping[str, Any]) -> list[Sheet]:
+    return [_networks(figures), _ensembles(figures), _quality(figures), _failed(figures)]
 
 
 def _networks(figures: Mapping[str, Any]) -> Sheet:

@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
@@ -20,6 +20,8 @@ from protopnet.errors import UserError
 from protopnet.progress import LineReporter
 from protopnet.training.run import Run
 from protopnet.training.summary import complete
+
+After = Callable[[Run], None]  # a function of a module: it travels to the process
 
 _SPAWN = multiprocessing.get_context("spawn")
 _GRACE_SECONDS = 15.0  # for a process that was told to end
@@ -31,9 +33,9 @@ def train_all(runs: Sequence[RunSettings], parallel: int) -> Generator[tuple[int
     Close it (`contextlib.closing`) to end its processes where it isn't read to its end.
     """
     waiting = deque(enumerate(runs))
-    idle = [_Worker() for _ in range(min(parallel, len(runs)))]
+    idle = [Worker() for _ in range(min(parallel, len(runs)))]
     workers = list(idle)
-    busy: dict[Connection, tuple[int, _Worker]] = {}
+    busy: dict[Connection, tuple[int, Worker]] = {}
     try:
         while waiting or busy:
             while waiting and idle:
@@ -53,21 +55,21 @@ def train_all(runs: Sequence[RunSettings], parallel: int) -> Generator[tuple[int
             worker.end()
 
 
-class _Worker:
+class Worker:
     """A process that trains; another one where it was lost."""
 
     def __init__(self) -> None:
         self.process: SpawnProcess | None = None
         self.connection: Connection
 
-    def begin(self, settings: RunSettings) -> Connection:
-        """Start a run; what is returned can be read from when it has ended."""
+    def begin(self, settings: RunSettings, then: After | None = None) -> Connection:
+        """Start a run, and what follows it in its process; what is returned can be read from when it has ended."""
         if self.process is None:
             self.connection, theirs = _SPAWN.Pipe()
             self.process = _SPAWN.Process(target=_work, args=(theirs,))
             self.process.start()
             theirs.close()  # so that reading here ends when that process does
-        self.connection.send(settings.model_dump(mode="json"))
+        self.connection.send((settings.model_dump(mode="json"), then))
         return self.connection
 
     def outcome(self) -> str | None:
@@ -100,16 +102,19 @@ def _work(connection: Connection) -> None:
     threading.Thread(target=_end_with_the_job, daemon=True).start()
     while True:
         try:
-            given = connection.recv()
+            given, then = connection.recv()
         except EOFError:
             return
-        connection.send(_trained(RunSettings.model_validate(given)))
+        connection.send(_trained(RunSettings.model_validate(given), then))
 
 
-def _trained(settings: RunSettings) -> str | None:
+def _trained(settings: RunSettings, then: After | None) -> str | None:
     """None, or why not."""
     try:
-        complete(Run(settings, LineReporter(f"{settings.name}  ")))
+        run = Run(settings, LineReporter(f"{settings.name}  "))
+        complete(run)
+        if then is not None:
+            then(run)
         return None
     except UserError as error:
         return " ".join(str(error).split())

@@ -55,6 +55,8 @@ def run_data(run: Run, stage: Stage, state_in: str | None) -> Result:
         _given(run)
     dataset = open_dataset(run.settings, run.folder(stage))
     dataset, repeated = settled(dataset, run.settings.data.duplicates)
+    if run.settings.data.hide_test:
+        dataset = dataset.without("test")
     check_dataset(dataset, run.settings.data.max_bad)
     dataset = mixed(dataset, run.folder(stage))
     dataset.save(run.folder(stage))

@@ -10,7 +10,7 @@ from protopnet.cli import changed_settings, parse
 from protopnet.config import ModelSettings, RunSettings, Section, TrainSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.stem != "table")  # which names some of them
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.stem not in ("table", "quickstart-tune"))
 PUBLISHED_DEPTH = {
     "vgg16": 128,
     "vgg19": 128,
