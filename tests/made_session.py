@@ -63,7 +63,14 @@ def settings(folder: Path) -> RunSettings:
     return RunSettings.model_validate(
         {
             "data": {"source": "folder", "path": str(folder / "birds"), "validation": 0.2, "test": 0},
-            "model": {"backbone": "resnet18", "cut": "layer2", "image_size": 48, "prototype_depth": 8, "prototypes": 9},
+            "model": {
+                "backbone": "resnet18",
+                "cut": "layer2",
+                "image_size": 48,
+                "prototype_depth": 8,
+                "prototypes": 9,
+                "similarity": "log",
+            },
             "last_layer": {"copies": 1, "l1": 1e-3, "ridge": 1e-2},
         }
     )

@@ -27,7 +27,9 @@ from protopnet.model.usual import Usual
 
 SIZE = 64
 CLASSES = ["001.Blue_Jay", "002.Northern_Cardinal", "003.Winter_Wren", "7"]
-_MODEL = ModelSettings(backbone="resnet18", cut="layer2", image_size=SIZE, prototype_depth=16, prototypes=12)
+_MODEL = ModelSettings(
+    backbone="resnet18", cut="layer2", image_size=SIZE, prototype_depth=16, prototypes=12, similarity="log"
+)
 
 
 def photo(seed: int = 0, width: int = 90, height: int = 60, kind: str = "JPEG", **options: Any) -> bytes:

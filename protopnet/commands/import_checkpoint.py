@@ -8,8 +8,12 @@ images it was trained on: each prototype is looked for among them, and moved ont
 of jobs/train.py; the number and size of the prototypes are read from the file, and nothing is trained.
 """
 
+from typing import Literal
+
+from pydantic import Field
+
 from protopnet.cli import parse
-from protopnet.config import RunSettings
+from protopnet.config import ModelSettings, RunSettings
 from protopnet.errors import UserError, exit_with_a_sentence
 from protopnet.model.legacy import sized_as_authors
 from protopnet.model.weights import read_state
@@ -23,9 +27,22 @@ FARTHEST = (
 )
 
 
+class TheirModelSettings(ModelSettings):
+    """The network."""
+
+    similarity: Literal["log", "linear", "cosine"] = Field("log", description="theirs is log, or linear")
+
+
+class ImportSettings(RunSettings):
+    """Settings of `jobs/import_checkpoint.py`."""
+
+    model: TheirModelSettings = TheirModelSettings()
+
+
 @exit_with_a_sentence
 def main() -> None:
-    run = Run(_as_theirs(parse(RunSettings, description=__doc__)), make_reporter())
+    given = parse(ImportSettings, description=__doc__)
+    run = Run(_as_theirs(RunSettings.model_validate(given.model_dump())), make_reporter())
     try:
         execute_import(run)
     finally:

@@ -50,7 +50,8 @@ class ModelSettings(Section):
     )
     prototype_shape: tuple[int, int] = Field((1, 1), description="height and width of a prototype in latent cells")
     similarity: Literal["log", "linear", "cosine"] = Field(
-        "log", description="log((d+1)/(d+epsilon)) and -d of the squared distance d, or the cosine"
+        "cosine",
+        description="the cosine, or of the squared distance d log((d+1)/(d+epsilon)), as published, or -d",
     )
     epsilon: float = Field(1e-4, gt=0, description="epsilon of the log similarity")
     connection_scale: float | None = Field(

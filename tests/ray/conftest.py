@@ -25,7 +25,9 @@ from protopnet.passes.image_pass import PassOptions
 SIZE = 64
 COPIES = 7  # of one image of each class
 BIRDS = BirdSettings(classes=3, train_per_class=12, test_per_class=4, size=SIZE)
-MODEL = ModelSettings(backbone="resnet18", cut="layer2", image_size=SIZE, prototype_depth=16, prototypes=12)
+MODEL = ModelSettings(
+    backbone="resnet18", cut="layer2", image_size=SIZE, prototype_depth=16, prototypes=12, similarity="log"
+)
 
 
 @pytest.fixture(autouse=True)

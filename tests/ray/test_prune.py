@@ -26,7 +26,9 @@ from protopnet.training.connections import anchor_KP, off_class_KP
 from protopnet.training.solver import RowBlock, mean_over, metric_over, solve
 
 # As in conftest.py.
-MODEL = ModelSettings(backbone="resnet18", cut="layer2", image_size=64, prototype_depth=16, prototypes=12)
+MODEL = ModelSettings(
+    backbone="resnet18", cut="layer2", image_size=64, prototype_depth=16, prototypes=12, similarity="log"
+)
 LAST_LAYER = LastLayerSettings(copies=0, l1=1e-3, ridge=1e-2, max_iterations=300)
 
 

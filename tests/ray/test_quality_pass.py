@@ -21,7 +21,9 @@ from protopnet.quality.calibration import calibrate
 from protopnet.quality.evaluate import evaluate
 from protopnet.quality.quality_pass import QualityOptions, check_explains, with_sample
 
-MODEL = ModelSettings(backbone="resnet18", cut="layer2", image_size=64, prototype_depth=16, prototypes=12)
+MODEL = ModelSettings(
+    backbone="resnet18", cut="layer2", image_size=64, prototype_depth=16, prototypes=12, similarity="log"
+)
 # As the data set of these tests was drawn; its copies and images of one colour can't be drawn again.
 SOURCE = {"kind": "birds"} | BirdSettings(classes=3, train_per_class=12, test_per_class=4, size=64).model_dump()
 NEEDS_POINTS = ["consistency", "stability", "purity", "contrast", "pointing", "truth", "truth_exact", "on_bird"]

@@ -7,6 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from protopnet.cli import changed_settings, parse
+from protopnet.commands.import_checkpoint import ImportSettings
 from protopnet.config import ModelSettings, RunSettings, Section, TrainSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -62,6 +63,12 @@ def test_a_baseline_shares_data_and_passes(backbone: str) -> None:
     assert (baseline.model.kind, baseline.model.backbone) == ("baseline", backbone)
     assert (baseline.data, baseline.augment, baseline.seed) == (ours.data, ours.augment, ours.seed)
     assert baseline.train == ours.train
+
+
+def test_the_cosine_is_the_default_but_of_the_authors_networks() -> None:
+    assert parse(RunSettings, ["--model.backbone", "vgg16"]).model.similarity == "cosine"
+    assert parse(ImportSettings, ["--model.backbone", "vgg16"]).model.similarity == "log"
+    assert parse(ImportSettings, ["--model.similarity", "linear"]).model.similarity == "linear"
 
 
 def test_resolved_settings_read_back(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def run(file: Path, images: torch.Tensor) -> list[np.ndarray]:
 
 
 NETWORKS = {
-    "log similarity": {"backbone": "resnet18", "cut": "layer2"},
+    "log similarity": {"backbone": "resnet18", "cut": "layer2", "similarity": "log"},
     "cosine": {"backbone": "resnet18", "cut": "layer2", "similarity": "cosine", "add_on": "linear", "start": "parts"},
     "linear, larger prototypes, averaged cells": {
         "backbone": "resnet18",
