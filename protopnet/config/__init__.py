@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from protopnet.config.data import BirdSettings, DataSettings, IntensitySettings
 from protopnet.config.model import ModelSettings
 from protopnet.config.section import Section
+from protopnet.config.tracking import TrackingSettings
 
 __all__ = [
     "AugmentSettings",
@@ -26,6 +27,7 @@ __all__ = [
     "RunSettings",
     "Section",
     "Threshold",
+    "TrackingSettings",
     "TrainSettings",
 ]
 
@@ -207,6 +209,7 @@ class RunSettings(Section):
     last_layer: LastLayerSettings = LastLayerSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     compute: ComputeSettings = ComputeSettings()
+    tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="after")
     def _source_has_a_path(self) -> "RunSettings":

@@ -80,7 +80,7 @@ def _complete(run: Run, stage: Stage, state_in: str | None) -> None:
         result = _persistently(run, stage, state_in)
         result = {"name": stage.name, "cycle": stage.cycle, **result, "seconds": round(watch.seconds, 2)}
         run.log.add(stage.name, result)
-        run.log.flush()
+        run.flush()
         run.lease.check()
         storage.write_json(marker, result)
     if stage.kind == "joint":

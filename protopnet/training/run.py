@@ -26,10 +26,11 @@ from protopnet.progress import Reporter, Stopwatch
 from protopnet.training.runlog import RunLog
 from protopnet.training.schedule import Stage
 from protopnet.training.state import load_state
+from protopnet.training.tracking import Tracking
 
 Result = dict[str, Any]
 # These say where and on what a run runs, not what it computes: they may change when a run goes on.
-FREE_ON_RESUME = ("storage", "compute.", "data.workers")
+FREE_ON_RESUME = ("storage", "compute.", "data.workers", "tracking.")
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Run:
     results: dict[str, Result] = field(default_factory=dict)
     lease: Lease = field(init=False)
     log: RunLog = field(init=False)
+    tracking: Tracking = field(init=False)
 
     def __post_init__(self) -> None:
         self.watch = Stopwatch()
@@ -57,7 +59,13 @@ class Run:
         with Lease(self.uri, "--name") as self.lease:
             self._check_settings()
             self.log = RunLog(self.uri)
+            self.tracking = Tracking(self.settings, self.log, self.uri, self.reporter.note)
             yield
+
+    def flush(self) -> None:
+        """Numbers that the log has, to the disk and to the trackers."""
+        self.log.flush()
+        self.tracking.flush()
 
     def folder(self, stage: Stage) -> str:
         return storage.join(self.uri, "stages", stage.name)

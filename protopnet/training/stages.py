@@ -139,7 +139,7 @@ def run_joint(run: Run, stage: Stage, state_in: str | None) -> Result:
         run.reporter.advance(done + per_epoch)
         metrics = message["metrics"]
         run.log.add(stage.name, metrics, epoch=message["epoch"])
-        run.log.flush()
+        run.flush()
         validation = metrics["validation_accuracy"]
         shown = f", validation {percent(validation)}" if validation is not None else ""
         run.reporter.note(

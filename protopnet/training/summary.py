@@ -60,10 +60,10 @@ def conclude(run: Run) -> FinishedRun:
     summary = summarise(run)
     finished = FinishedRun(run.uri, summary)
     storage.write_json(storage.join(run.uri, "summary.json"), summary)
-    run.log.write_tensorboard()
     metrics = _metrics(run)
     write_card(finished.bundle, metrics)
     storage.write_bytes(finished.report, write_report(report_of(run, summary, metrics)).encode())
+    run.tracking.finish(summary, finished.report, finished.bundle)
     return finished
 
 

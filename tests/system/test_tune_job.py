@@ -10,7 +10,13 @@ from documents import first_column, in_block, names, section
 from running_jobs import TINY, Jobs, Left
 
 SMALL = {"train.joint_epochs": 2, "augment.copies": 1, "last_layer.max_iterations": 20}
-SEARCH = {"trials": 3, "grace": 1, "reduction": 2, "measure": "contrast", "space": {"model.similarity": ["cosine", "log"]}}
+SEARCH = {
+    "trials": 3,
+    "grace": 1,
+    "reduction": 2,
+    "measure": "contrast",
+    "space": {"model.similarity": ["cosine", "log"]},
+}
 
 pytestmark = pytest.mark.slow
 

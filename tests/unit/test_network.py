@@ -78,7 +78,7 @@ def test_under_autocast_everything_from_the_sigmoid_on_is_float32(images):
 
 
 def test_a_prototype_taken_from_a_map_is_found_there_again(images):
-    network = small()
+    network = small(similarity="log")
     set_phase(network, "eval")
     with torch.no_grad():
         network.prototypes[7] = network.latent(images)[2, :, 4, 1][:, None, None]
@@ -136,7 +136,7 @@ def test_the_baseline_has_logits_only(images):
 
 
 def test_classes_of_prototypes_may_be_given():
-    settings = ModelSettings(backbone="resnet18", cut="layer1", image_size=32, prototype_depth=8, prototypes=3)
+    settings = ModelSettings(backbone="resnet18", cut="layer1", prototypes=3, prototype_depth=8, similarity="log")
     network = ProtoPNet(small().backbone, settings, 2, torch.tensor([1, 0, 1, 1]))
     assert network.prototypes.shape[0] == 4
     assert network.last_layer.weight[1].tolist() == [1, -0.5, 1, 1]
