@@ -137,22 +137,20 @@ class Explanation(_Record):
     )
 
     def rows(self) -> Iterator[Evidence]:
-        """All that is listed, wherever; a prototype may be several times."""
-        yield from self.most_similar
+        """What the tables of classes and contrasts list; a prototype may be there several times."""
         for entry in self.classes:
             yield from entry.evidence
         for contrast in self.contrasts:
             yield from contrast.rows
 
     def with_rows(self, changes: Callable[[Evidence], Mapping[str, object]]) -> "Explanation":
-        """A copy with changes of all that is listed."""
+        """A copy with changes of what the tables list."""
 
         def changed(rows: list[EvidenceOf]) -> list[EvidenceOf]:
             return [row.model_copy(update=changes(row)) for row in rows]
 
         return self.model_copy(
             update={
-                "most_similar": changed(self.most_similar),
                 "classes": [e.model_copy(update={"evidence": changed(e.evidence)}) for e in self.classes],
                 "contrasts": [c.model_copy(update={"rows": changed(c.rows)}) for c in self.contrasts],
             }

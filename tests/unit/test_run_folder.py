@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
 from protopnet.config import RunSettings
 from protopnet.errors import UserError
@@ -52,3 +55,26 @@ def test_a_patch_that_is_the_whole_image_is_warned_of(tmp_path: Path, side: int,
     )
     says = run_data(run, Stage(0, "data"), None)["says"]
     assert ("covers the whole 1 x 1 map, so its patch is the whole image: set model.image_size" in says) == warned
+
+
+def test_held_out_images_that_are_nearly_training_images_are_named_at_the_start(tmp_path: Path) -> None:
+    for split, shift in (("train", 0), ("test", 8)):
+        for label in range(2):
+            (tmp_path / f"data/{split}/{label}").mkdir(parents=True)
+            for n in range(4):
+                photo_like(100 * label + n + shift).save(tmp_path / f"data/{split}/{label}/{n}.png")
+    photo_like(101).save(tmp_path / "data/test/1/again.jpg", quality=50)
+    model = {"backbone": "resnet18", "cut": "layer1", "image_size": 32, "prototypes": 4, "start": "random"}
+    data = {"source": "folder", "path": str(tmp_path / "data"), "validation": 0}
+    run = run_in(tmp_path, model=model, data=data)
+    with run.claimed():
+        says = run_data(run, Stage(0, "data"), None)["says"]
+    assert "1 test image is nearly in training too: " in says
+    [pair] = pq.read_table(tmp_path / "mine/stages/00-data/near_duplicates.parquet").to_pylist()
+    assert (Path(pair["uri"]).name, Path(pair["train_uri"]).name) == ("again.jpg", "1.png")
+    assert 0.93 <= pair["correlation"] <= 1
+
+
+def photo_like(seed: int) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC)
