@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
-    multiclass_confusion_matrix,
 )
 
 CALIBRATION_BINS = 15
@@ -25,7 +24,7 @@ def classification_metrics(
     """Figures of merit, ready for JSON.
 
     top1, top5 (of min(5, K)), cross_entropy, per_class {name: {accuracy, count, precision, …}}, mean_per_class (over
-    the classes that have images), confusion (K×K counts, a row a true class), calibration_error (expected
+    the classes that have images), confusion (`confused`), calibration_error (expected
     calibration error in 15 bins), calibration_error_before (of a temperature of 1), temperature. Probabilities are those of
     logits / temperature. Each class against the rest, and as the mean of the classes that have images:
     precision, recall, f1, specificity, auc (of its probability). The figures of a class without images are None. Ties
@@ -33,13 +32,15 @@ def classification_metrics(
     """
     plain, labels = _checked(logits_nK, labels_n, classes)
     logits = plain / temperature
-    confusion = multiclass_confusion_matrix(logits.argmax(1), labels, len(classes)).numpy()
-    counts, hits = confusion.sum(1), confusion.diagonal()
+    confusion = confused(labels.numpy(), logits.argmax(1).numpy())
     scores = logits.log_softmax(1).numpy()
-    per_class = [_against_rest(confusion, scores, labels.numpy(), k) for k in range(len(classes))]
+    per_class = [
+        _against_rest(counts, scores[:, k], labels.numpy() == k)
+        for k, counts in enumerate(_counts(confusion, len(classes)))
+    ]
     return {
         "images": len(labels),
-        "top1": float(hits.sum() / counts.sum()),
+        "top1": float(confusion[confusion[:, 0] == confusion[:, 1], 2].sum() / len(labels)),
         "top5": _top_k(logits, labels, min(5, len(classes))),
         "cross_entropy": float(cross_entropy(logits, labels)),
         "mean_per_class": _mean(per_class, "accuracy"),
@@ -52,14 +53,28 @@ def classification_metrics(
     }
 
 
+def confused(labels_n: NDArray[Any], predicted_n: NDArray[Any]) -> NDArray[np.int64]:
+    """The entries of the confusion matrix that aren't 0, in order: rows of true class, predicted class, images."""
+    pairs, images = np.unique(np.column_stack([labels_n, predicted_n]), axis=0, return_counts=True)
+    return np.column_stack([pairs, images]).astype(np.int64)
+
+
+def _counts(confusion_C3: NDArray[np.int64], classes: int) -> list[tuple[int, int, int]]:
+    """Of each class: its images, those taken for it, and those that rightly were."""
+    right_C3 = confusion_C3[confusion_C3[:, 0] == confusion_C3[:, 1]]
+    columns = (confusion_C3[:, 0], confusion_C3), (confusion_C3[:, 1], confusion_C3), (right_C3[:, 0], right_C3)
+    images, taken, hits = (np.bincount(of, rows[:, 2], minlength=classes).astype(int).tolist() for of, rows in columns)
+    return list(zip(images, taken, hits, strict=True))
+
+
 def _against_rest(
-    confusion_KK: NDArray[Any], scores_nK: NDArray[Any], labels_n: NDArray[Any], k: int
+    counts: tuple[int, int, int], scores_n: NDArray[Any], is_class_n: NDArray[Any]
 ) -> dict[str, float | None]:
     """The figures of one class."""
-    count, predicted, hits = int(confusion_KK[k].sum()), int(confusion_KK[:, k].sum()), int(confusion_KK[k, k])
+    count, predicted, hits = counts
     if not count:
         return {"accuracy": None, "count": 0, **dict.fromkeys(AGAINST_REST)}
-    others = len(labels_n) - count
+    others = len(is_class_n) - count
     return {
         "accuracy": hits / count,
         "count": count,
@@ -67,7 +82,7 @@ def _against_rest(
         "recall": hits / count,
         "f1": 2 * hits / (count + predicted),
         "specificity": 1 - (predicted - hits) / others if others else None,
-        "auc": _area_under_curve(scores_nK[:, k], labels_n == k) if others else None,
+        "auc": _area_under_curve(scores_n, is_class_n) if others else None,
     }
 
 

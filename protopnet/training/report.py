@@ -66,8 +66,8 @@ class RunReport:
     """Everything a report says.
 
     settings: the resolved settings, nested. metrics: rows of metrics.jsonl (stage, epoch from 0 or None, name, value).
-    classes: names by label. confusion: K x K counts, a row a true class; None if nothing was evaluated. prototypes:
-    a table with the columns of `PROTOTYPE_SCHEMA`; None for a baseline. bundle: where it is. summary: of
+    classes: names by label. confusion: rows of true class, predicted class, images; None if nothing was evaluated.
+    prototypes: a table with the columns of `PROTOTYPE_SCHEMA`; None for a baseline. bundle: where it is. summary: of
     summary.json, `test_accuracy`, `seconds`, `image_passes` and `versions` are shown if they are there. examples:
     explained test images (`training.examples`); images: what their pictures are of. quality: of the explanations,
     measured on the test images. calibration: the calibration error there, before and after the temperature.
@@ -79,7 +79,7 @@ class RunReport:
     classes: Sequence[str]
     bundle: str
     summary: Mapping[str, Any] = field(default_factory=dict)
-    confusion: np.ndarray | Sequence[Sequence[int]] | None = None
+    confusion: Sequence[Sequence[int]] | None = None
     prototypes: pa.Table | None = None
     examples: Sequence[Mapping[str, Any]] = ()
     images: Mapping[str, Inlined] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class RunReport:
 
 def write_report(run: RunReport) -> str:
     """The report as one HTML document."""
-    confusion = None if run.confusion is None else np.asarray(run.confusion)
+    confusion = None if run.confusion is None else np.array(run.confusion, dtype=int).reshape(-1, 3)
     names, sheet = readable_names(run.classes), dict(run.images)
     return render(
         "training/report.html.j2",
@@ -181,41 +181,43 @@ def _stage_rows(stages: Sequence[StageReport]) -> list[dict[str, Any]]:
 # -------------------------------------------------------------------------------------------- classes
 
 
-def _confusion_rows(confusion_KK: np.ndarray | None, names: Sequence[str]) -> list[tuple[str, list[tuple[int, float]]]]:
+def _confusion_rows(confusion_C3: np.ndarray | None, names: Sequence[str]) -> list[tuple[str, list[tuple[int, float]]]]:
     """For each true class the images taken for each class: how many, and in per cent. None of many classes: nobody
     reads such a matrix, and `most_confused` says what is in it."""
-    if confusion_KK is None or len(names) > MATRIX_CLASSES:
+    if confusion_C3 is None or len(names) > MATRIX_CLASSES:
         return []
-    shares_KK = 100 * confusion_KK / np.maximum(1, confusion_KK.sum(1, keepdims=True))
-    rows = zip(names, confusion_KK.tolist(), shares_KK.tolist(), strict=True)
+    counts_KK = np.zeros((len(names), len(names)), dtype=int)
+    counts_KK[confusion_C3[:, 0], confusion_C3[:, 1]] = confusion_C3[:, 2]
+    shares_KK = 100 * counts_KK / np.maximum(1, counts_KK.sum(1, keepdims=True))
+    rows = zip(names, counts_KK.tolist(), shares_KK.tolist(), strict=True)
     return [(name, list(zip(counts, shares, strict=True))) for name, counts, shares in rows]
 
 
-def most_confused(confusion_KK: np.ndarray, names: Sequence[str], limit: int = 20) -> list[dict[str, object]]:
+def most_confused(confusion_C3: np.ndarray, names: Sequence[str], limit: int = 20) -> list[dict[str, object]]:
     """The commonest mistakes: true and predicted class, how many images, and of how many."""
-    mistakes = np.array(confusion_KK) * (1 - np.eye(len(names), dtype=int))
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]
-    pairs = [divmod(int(place), len(names)) for place in order]
-    totals = np.asarray(confusion_KK).sum(axis=1)
+    totals_K = np.bincount(confusion_C3[:, 0], confusion_C3[:, 2], minlength=len(names))
+    mistakes_M3 = confusion_C3[confusion_C3[:, 0] != confusion_C3[:, 1]]
+    commonest = mistakes_M3[np.lexsort((mistakes_M3[:, 1], mistakes_M3[:, 0], -mistakes_M3[:, 2]))][:limit]
     return [
-        {"true": names[i], "predicted": names[j], "count": int(mistakes[i, j]), "of": int(totals[i])}
-        for i, j in pairs
-        if mistakes[i, j]
+        {"true": names[i], "predicted": names[j], "count": images, "of": int(totals_K[i])}
+        for i, j, images in commonest.tolist()
     ]
 
 
 def _class_cards(
-    run: RunReport, names: list[str], confusion_KK: np.ndarray | None, sheet: dict[str, Inlined]
+    run: RunReport, names: list[str], confusion_C3: np.ndarray | None, sheet: dict[str, Inlined]
 ) -> list[dict[str, Any]]:
     """For each class: its name, accuracy, what it is mostly taken for, and its prototypes."""
     pictures: dict[int, list[dict[str, Any]]] = {label: [] for label in range(len(names))}
     for picture in _pictures(run.prototypes, sheet):
         pictures[picture["class"]].append(picture)
+    taken_for: dict[int, Counter[int]] = {label: Counter() for label in range(len(names))}
+    for label, predicted, images in [] if confusion_C3 is None else confusion_C3.tolist():
+        taken_for[label][predicted] = images
     cards = []
     for label, name in enumerate(names):
-        row = np.zeros(len(names), int) if confusion_KK is None else confusion_KK[label]
-        count, right = int(row.sum()), int(row[label])
-        mistakes = [names[i] for i, n in Counter(dict(enumerate(row))).most_common(3) if n and i != label]
+        count, right = taken_for[label].total(), taken_for[label][label]
+        mistakes = [names[i] for i, _ in taken_for[label].most_common(3) if i != label]
         cards.append(
             {
                 "name": name,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -38,7 +39,18 @@ def test_accuracies(metrics: dict) -> None:
 
 
 def test_rows_of_the_confusion_are_true_classes(metrics: dict) -> None:
-    assert metrics["confusion"] == [[1, 0, 0], [1, 1, 0], [1, 0, 0]]
+    assert metrics["confusion"] == [[0, 0, 1], [1, 0, 1], [1, 1, 1], [2, 0, 1]]  # true, predicted, images
+
+
+def test_of_many_classes_no_number_is_kept_for_each_pair() -> None:
+    classes = [str(label) for label in range(2000)]
+    classification_metrics(np.eye(3), np.arange(3), classes[:3])  # loads what torchmetrics loads late
+    tracemalloc.start()
+    metrics = classification_metrics(np.eye(20, 2000), np.arange(20), classes)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert metrics["confusion"] == [[label, label, 1] for label in range(20)]
+    assert peak < 2000 * 2000
 
 
 def test_cross_entropy(metrics: dict) -> None:
