@@ -1,20 +1,18 @@
 """How good a classifier is, from its logits: what evaluation writes to JSON.
 
-The figures are torchmetrics'; here they are put together per class and by name.
+Put together per class and by name.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import cross_entropy
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_calibration_error,
-)
+from torchmetrics.functional.classification import binary_calibration_error
 
 CALIBRATION_BINS = 15
+_NUMBERS = 1 << 22  # logits that are looked at in float64 at a time
 AGAINST_REST = ("precision", "recall", "f1", "specificity", "auc")
 
 
@@ -30,27 +28,62 @@ def classification_metrics(
     precision, recall, f1, specificity, auc (of its probability). The figures of a class without images are None. Ties
     go to the lower class.
     """
-    plain, labels = _checked(logits_nK, labels_n, classes)
-    logits = plain / temperature
-    confusion = confused(labels.numpy(), logits.argmax(1).numpy())
-    scores = logits.log_softmax(1).numpy()
+    labels_n = _checked(logits_nK, labels_n, classes)
+    seen = Seen.of(logits_nK, labels_n, temperature)
+    confusion = confused(labels_n, seen.predicted_n)
     per_class = [
-        _against_rest(counts, scores[:, k], labels.numpy() == k)
+        _against_rest(counts, logits_nK[:, k].astype(np.float64) / temperature - seen.logsumexp_n, labels_n == k)
         for k, counts in enumerate(_counts(confusion, len(classes)))
     ]
     return {
-        "images": len(labels),
-        "top1": float(confusion[confusion[:, 0] == confusion[:, 1], 2].sum() / len(labels)),
-        "top5": _top_k(logits, labels, min(5, len(classes))),
-        "cross_entropy": float(cross_entropy(logits, labels)),
+        "images": len(labels_n),
+        "top1": float((seen.predicted_n == labels_n).mean()),
+        "top5": float(seen.among_five_n.mean()),
+        "cross_entropy": float(seen.loss_n.mean()),
         "mean_per_class": _mean(per_class, "accuracy"),
         **{name: _mean(per_class, name) for name in AGAINST_REST},
         "per_class": dict(zip(classes, per_class, strict=True)),
         "confusion": confusion.tolist(),
-        "calibration_error": _calibration_error(logits, labels),
-        "calibration_error_before": _calibration_error(plain, labels),
+        "calibration_error": seen.calibration_error(labels_n),
+        "calibration_error_before": calibration_error(logits_nK, labels_n),
         "temperature": temperature,
     }
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What of the logits of each image counts, in float64. confidence_n: the largest probability. among_five_n: whether its
+    class is among the five with the largest logits."""
+
+    predicted_n: NDArray[np.int64]
+    logsumexp_n: NDArray[np.float64]
+    confidence_n: NDArray[np.float64]
+    loss_n: NDArray[np.float64]
+    among_five_n: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, logits_nK: NDArray[Any], labels_n: NDArray[np.int64], temperature: float) -> "Seen":
+        """From some rows at a time: all of them in float64 would be several times what evaluation holds."""
+        size = max(1, _NUMBERS // logits_nK.shape[1])
+        pieces = [slice(first, first + size) for first in range(0, len(labels_n), size)]
+        parts = zip(
+            *(_seen(logits_nK[rows].astype(np.float64) / temperature, labels_n[rows]) for rows in pieces), strict=True
+        )
+        return cls(*map(np.concatenate, parts))
+
+    def calibration_error(self, labels_n: NDArray[np.int64]) -> float:
+        right_n = torch.from_numpy(self.predicted_n == labels_n).int()
+        return float(binary_calibration_error(torch.from_numpy(self.confidence_n), right_n, n_bins=CALIBRATION_BINS))
+
+
+def _seen(logits_mK: NDArray[Any], labels_m: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+    logits = torch.from_numpy(logits_mK)
+    labels_m1 = torch.from_numpy(labels_m)[:, None]
+    logsumexp = logits.logsumexp(1)
+    confidence = (logits.max(1).values - logsumexp).exp().clamp(max=1)
+    loss = logsumexp - logits.gather(1, labels_m1)[:, 0]
+    among = (logits.topk(min(5, logits.shape[1])).indices == labels_m1).any(1)
+    return tuple(each.numpy() for each in (logits.argmax(1), logsumexp, confidence, loss, among))
 
 
 def confused(labels_n: NDArray[Any], predicted_n: NDArray[Any]) -> NDArray[np.int64]:
@@ -99,29 +132,18 @@ def _mean(per_class: list[dict[str, float | None]], name: str) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _checked(logits_nK: NDArray[Any], labels_n: NDArray[Any], classes: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = torch.from_numpy(np.array(logits_nK, dtype=np.float64))
-    labels = torch.from_numpy(np.array(labels_n, dtype=np.int64))
-    if logits.shape != (len(labels), len(classes)) or not len(labels):
-        raise ValueError(f"logits {tuple(logits.shape)} for {len(labels)} labels of {len(classes)} classes")
-    if not torch.isfinite(logits).all():
+def _checked(logits_nK: NDArray[Any], labels_n: NDArray[Any], classes: list[str]) -> NDArray[np.int64]:
+    labels = np.array(labels_n, dtype=np.int64)
+    if logits_nK.shape != (len(labels), len(classes)) or not len(labels):
+        raise ValueError(f"logits {logits_nK.shape} for {len(labels)} labels of {len(classes)} classes")
+    if not all(np.isfinite(logits_K).all() for logits_K in logits_nK):
         raise ValueError("logits that are not finite")
     if labels.min() < 0 or labels.max() >= len(classes):
         raise ValueError(f"labels outside 0 … {len(classes) - 1}")
-    return logits, labels
-
-
-def _top_k(logits: torch.Tensor, labels: torch.Tensor, k: int) -> float:
-    accuracy = multiclass_accuracy(logits, labels, logits.shape[1], average="micro", top_k=k)
-    return float(accuracy)
+    return labels
 
 
 def calibration_error(logits_nK: NDArray[Any], labels_n: NDArray[Any]) -> float:
     """Expected calibration error in 15 bins."""
-    return _calibration_error(torch.from_numpy(logits_nK), torch.from_numpy(labels_n.astype(np.int64)))
-
-
-def _calibration_error(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    # torchmetrics takes logits that all lie in [0, 1] for probabilities: give it probabilities
-    error = multiclass_calibration_error(logits.softmax(1), labels, logits.shape[1], n_bins=CALIBRATION_BINS)
-    return float(error)
+    labels = np.array(labels_n, dtype=np.int64)
+    return Seen.of(logits_nK, labels, 1.0).calibration_error(labels)

@@ -16,7 +16,7 @@ from protopnet.errors import UserError
 from protopnet.imaging import Preprocessing
 from protopnet.passes.image_pass import ImageTask, PassOptions, run_pass
 from protopnet.predictor import Predictor
-from protopnet.quality.classification import classification_metrics
+from protopnet.quality.classification import Seen, classification_metrics
 from protopnet.quality.quality_pass import QualityOptions, quality_of, quality_task, with_sample
 from protopnet.tables import write_table
 from protopnet.words import first_few
@@ -68,6 +68,7 @@ def evaluate(
         outputs.append(output)
         on_images(images)
     table = pa.concat_tables(outputs).sort_by("image_id").combine_chunks()
+    outputs.clear()  # all logits, once more
     logits_nK = table["logits"].chunk(0).flatten().to_numpy().reshape(len(table), -1)
     temperature = predictor.trust.temperature
     metrics = classification_metrics(logits_nK, table["label"].to_numpy(), predictor.classes, temperature)
@@ -84,14 +85,13 @@ def evaluate(
 
 def predictions(table: pa.Table, logits_nK: np.ndarray, classes: list[str], temperature: float) -> pa.Table:
     """A row an image: what it is, what it was taken for, and how sure."""
-    predicted_n = logits_nK.argmax(1)
-    shifted_nK = np.exp((logits_nK - logits_nK.max(1, keepdims=True)) / temperature)
+    seen = Seen.of(logits_nK, table["label"].to_numpy().astype(np.int64), temperature)
     names = pa.array(classes)
     return (
         table.append_column("class_name", names.take(table["label"]))
-        .append_column("prediction", pa.array(predicted_n, pa.int32()))
-        .append_column("predicted_name", names.take(pa.array(predicted_n)))
-        .append_column("probability", pa.array((1 / shifted_nK.sum(1)).astype(np.float32)))
+        .append_column("prediction", pa.array(seen.predicted_n, pa.int32()))
+        .append_column("predicted_name", names.take(pa.array(seen.predicted_n)))
+        .append_column("probability", pa.array(seen.confidence_n.astype(np.float32)))
     )
 
 

@@ -53,6 +53,20 @@ def test_of_many_classes_no_number_is_kept_for_each_pair() -> None:
     assert peak < 2000 * 2000
 
 
+def test_logits_are_looked_at_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(500, 300)).astype(np.float32), random.integers(0, 300, 500)
+    classes = [str(label) for label in range(300)]
+    whole = classification_metrics(logits, labels, classes, 1.7)
+    monkeypatch.setattr("protopnet.quality.classification._NUMBERS", 7 * 300)
+    tracemalloc.start()
+    found = classification_metrics(logits, labels, classes, 1.7)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == whole
+    assert peak < logits.nbytes
+
+
 def test_cross_entropy(metrics: dict) -> None:
     expected = -(math.log(0.7) + math.log(0.8) + math.log(0.1) + math.log(0.25)) / 4
     assert metrics["cross_entropy"] == pytest.approx(expected)
