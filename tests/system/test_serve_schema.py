@@ -36,7 +36,13 @@ def operations(service):
         ("post", "/v1/explain"),
         *(
             ("get", path)
-            for path in ("/v1/model", "/v1/classes", "/v1/prototypes", "/v1/prototypes/{member}/{prototype}")
+            for path in (
+                "/v1/model",
+                "/v1/watch",
+                "/v1/classes",
+                "/v1/prototypes",
+                "/v1/prototypes/{member}/{prototype}",
+            )
         ),
         *(("get", f"/v1/prototypes/{{member}}/{{prototype}}/{name}") for name in ("thumbnail", "crop")),
         *(("get", path) for path in ("/healthz", "/readyz", "/metrics")),
