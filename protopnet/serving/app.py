@@ -41,16 +41,24 @@ def build(args: AppSettings) -> Application:
     # Replicas may work in another folder than this process.
     located = {name: storage.located(uri) for name in ("token_file", "audit_log") if (uri := getattr(args, name))}
     args = args.model_copy(update=located)
-    bundles = references(args.bundles)
+    bundles, shadow = _served(args)
     Trust.of([read_info(uri)[0].calibration for uri in args.bundles]).threshold(args.abstain_below, "abstain_below")
-    threads = args.member.threads or max(1, usable_cpus() // (len(bundles) * args.member.max_replicas))
+    threads = args.member.threads or max(1, usable_cpus() // (len(bundles + shadow) * args.member.max_replicas))
     member = serve.deployment(**_member_options(args))(Member)
+    names = [f"{kind}-{n}" for kind, refs in (("member", bundles), ("shadow", shadow)) for n in range(len(refs))]
     members = [
-        member.options(name=f"member-{number}").bind(bundle, args.member, threads)
-        for number, bundle in enumerate(bundles)
+        member.options(name=name).bind(bundle, args.member, threads)
+        for name, bundle in zip(names, bundles + shadow, strict=True)
     ]
     ingress = serve.deployment(**_ingress_options(args))(serve.ingress()(Ingress))
-    return ingress.options(name="ingress").bind(args, bundles, *members)
+    return ingress.options(name="ingress").bind(args, bundles, shadow, *members)
+
+
+def _served(args: AppSettings) -> tuple[list[BundleRef], list[BundleRef]]:
+    """The bundles served, and those of the shadow."""
+    all_of_them = references([*args.bundles, *args.shadow])
+    count = len(args.bundles)
+    return all_of_them[:count], all_of_them[count:]
 
 
 def references(uris: Sequence[str]) -> list[BundleRef]:

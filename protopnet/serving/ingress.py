@@ -40,22 +40,30 @@ _PAGE_HEADERS = {
 
 
 class Ingress:
-    """Replicas of this deployment hold the heads of all members, and ask them for the rest."""
+    """Replicas of this deployment hold the heads of all members, and ask them for the rest.
+
+    members: of the bundles, then of the shadow's.
+    """
 
     async def __init__(  # type: ignore[misc]  # Serve waits for it
-        self, settings: AppSettings, bundles: Sequence[BundleRef], *members: DeploymentHandle
+        self,
+        settings: AppSettings,
+        bundles: Sequence[BundleRef],
+        shadow: Sequence[BundleRef],
+        *members: DeploymentHandle,
     ) -> None:
         ask, ready = [member.see.remote for member in members], [member.ready.remote for member in members]
-        self._keys = Keys(settings.token_file)
+        self._keys, M = Keys(settings.token_file), len(bundles)
         shown = Shown(settings.sources, settings.crops_only)
-        ask_closer = [member.look_closer.remote for member in members]
-        ensemble = await asyncio.to_thread(Ensemble, bundles, ask, settings.member, shown, ask_closer)
+        closer = [member.look_closer.remote for member in members[:M]]
+        ensemble = await asyncio.to_thread(Ensemble, bundles, ask[:M], settings.member, shown, closer)
+        beside = await asyncio.to_thread(Ensemble, shadow, ask[M:], settings.member, shown) if shadow else None
         # Before this a rolling update would send requests to a replica whose members are still loading.
-        await all_ready(ready, bundles)
+        await all_ready(ready, [*bundles, *shadow])
         if ensemble.explainer is not None:
-            fields = [member.field.remote(ref) for member, ref in zip(members, bundles, strict=True)]
+            fields = [member.field.remote(ref) for member, ref in zip(members[:M], bundles, strict=True)]
             ensemble.explainer.fields = await asyncio.gather(*fields)
-        self._service = Service(settings, ensemble, ready, Metrics(ensemble.hash))
+        self._service = Service(settings, ensemble, ready[:M], Metrics(ensemble.hash), beside)
         if settings.audit_log is not None:
             check_folder(settings.audit_log)  # on the node that this replica is on
 

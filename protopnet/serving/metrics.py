@@ -6,8 +6,9 @@ application's, as Prometheus would find it there. Ray collects every 10 s (`RAY_
 """
 
 import urllib.request
+from collections import Counter as TallyOf
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -53,6 +54,11 @@ class Metrics:
             description="Images in each tenth of what is usual, by measure",
             tag_keys=("measure", "tenth", *of_class),  # type: ignore[arg-type]
         )
+        self._shadow = Counter(
+            "protopnet_shadow",
+            description="Images by what the shadow would have said: the same first class, another, or nothing",
+            tag_keys=("shadow", "answer", *of_class),  # type: ignore[arg-type]
+        )
         self._model = model
 
     def request(self, route: str, status: int, seconds: float) -> None:
@@ -71,6 +77,26 @@ class Metrics:
             for measure, tenths in counts.tenths.items():
                 for tenth in (n for n, number in enumerate(tenths) if number):
                     self._tenths.inc(tenths[tenth], tags=tags | {"measure": measure, "tenth": str(tenth)})
+
+    def shadowed(self, shadow: str, answers: Sequence[tuple[str, str]]) -> None:
+        """First class and `same`, `other` or `missed` of each image that was answered with a shadow beside."""
+        for (class_name, answer), number in TallyOf(answers).items():
+            self._shadow.inc(
+                number, tags={"class_name": class_name, "model": self._model, "shadow": shadow, "answer": answer}
+            )
+
+
+def shadow_of(exported: str, model: str, shadow: str) -> dict[str, dict[str, int]]:
+    """What `collect` says of a shadow beside a model: images by first class and by `same`, `other` and `missed`."""
+    found: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(("same", "other", "missed"), 0))
+    for family in text_string_to_metric_families(exported):
+        for sample in family.samples:
+            if sample.name == f"{_OURS}shadow_total" and (model, shadow) == (
+                sample.labels["model"],
+                sample.labels["shadow"],
+            ):
+                found[sample.labels["class_name"]][sample.labels["answer"]] += int(sample.value)
+    return dict(found)
 
 
 def seen_by(exported: str, model: str) -> dict[str, OfClass]:

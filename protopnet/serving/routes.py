@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from protopnet.quality.watch import WatchReport
 from protopnet.serving import about
 from protopnet.serving.refusals import Refusal, documented
 from protopnet.serving.schemas import (
@@ -25,6 +24,7 @@ from protopnet.serving.schemas import (
     PrototypeOptions,
     PrototypePage,
     Readiness,
+    Watch,
 )
 from protopnet.serving.service import Service
 
@@ -101,7 +101,7 @@ def _add_images(router: APIRouter, service: Service) -> None:
         "/watch",
         tags=["model"],
         summary="The model in use",
-        response_model=WatchReport,
+        response_model=Watch,
         responses=_refusals(),
     )
     async def watch() -> Response:

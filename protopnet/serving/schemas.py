@@ -6,6 +6,7 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 from protopnet.evidence.records import Explanation, MapKind
 from protopnet.evidence.sources import Source
+from protopnet.quality.watch import WatchReport
 
 ClassText = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -235,3 +236,25 @@ class Error(_Record):
     """The body of every answer that isn't a success."""
 
     error: ErrorDetail
+
+
+# ------------------------------------------------------------------------------------------- the model in use
+
+
+class Answers(_Record):
+    """Images by what the shadow would have said of them."""
+
+    same: int = Field(0, description="the same first class")
+    other: int = Field(0, description="another one")
+    missed: int = Field(0, description="nothing: it was busy, or failed")
+
+
+class ShadowSeen(Answers):
+    model: str = Field(description="hash of the shadow's bundles")
+    classes: dict[str, Answers] = Field(description="by the class answered, those that differ most first")
+
+
+class Watch(WatchReport):
+    """Images in use since this model was deployed."""
+
+    shadow: ShadowSeen | None = Field(description="null where there is none")

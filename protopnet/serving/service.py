@@ -26,8 +26,10 @@ from protopnet.serving.members import BundleRef
 from protopnet.serving.metrics import Metrics
 from protopnet.serving.reception import Reception
 from protopnet.serving.refusals import Refusal, not_ready
-from protopnet.serving.schemas import ExplainedImages, ExplainOptions, Prediction, PredictOptions
+from protopnet.serving.schemas import ExplainedImages, ExplainOptions, Prediction, PredictOptions, Watch
 from protopnet.serving.settings import AppSettings
+from protopnet.serving.shadow import Shadow
+from protopnet.serving.uploads import Picture
 
 _READY_S = 5
 _Found = TypeVar("_Found")
@@ -42,11 +44,14 @@ class Service:
         ensemble: Ensemble,
         ready: Sequence[Callable[[BundleRef], Awaitable[bool]]],
         metrics: Metrics,
+        shadow: Ensemble | None = None,
     ) -> None:
         self.settings, self.ensemble, self.metrics = settings, ensemble, metrics
+        self._shadow = Shadow(shadow, metrics) if shadow is not None else None
         self.catalogue = Catalogue(ensemble, settings)
         self._ready = list(ready)
-        self._reception = Reception(settings, ensemble.sizes, ensemble.intensity)
+        sizes = tuple(dict.fromkeys((*ensemble.sizes, *(shadow.sizes if shadow is not None else ()))))
+        self._reception = Reception(settings, sizes, ensemble.intensity)
         threads = settings.ingress.threads
         self._explaining = ThreadPoolExecutor(threads, "explain", initializer=torch.set_num_threads, initargs=(1,))
 
@@ -57,6 +62,7 @@ class Service:
             scores = self.ensemble.scores(seen_MB)
             images = answers.predicted(self.ensemble.classes, pictures, scores, options, asked, below)
         self._count("/v1/predict", scores, [image.abstained for image in images])
+        self._ask_shadow(pictures, scores)
         answer = Prediction(request_id=request_id(request.scope), model=self.ensemble.hash, images=images)
         return answer.model_dump_json()
 
@@ -67,7 +73,7 @@ class Service:
 
         def finished(found: Sequence[Explanation], check_wanted: Callable[[], None]) -> str:
             images = answers.pictured(found, pictures, options, below, check_wanted)
-            self._count("/v1/explain", self.ensemble.scores(seen_MB), [image.abstained for image in images])
+            self._count("/v1/explain", scores, [image.abstained for image in images])
             answer = ExplainedImages.model_construct(
                 request_id=request_id(request.scope), model=self.ensemble.hash, images=images
             )
@@ -76,6 +82,8 @@ class Service:
         async with self._reception.pictures(request, partial(self._check_allowance, options)) as pictures:
             pixels = [picture.pixels for picture in pictures]
             seen_MB = await self.ensemble.look(pixels, whole=True)
+            scores = self.ensemble.scores(seen_MB)
+            self._ask_shadow(pictures, scores)
             with _wanted() as check_wanted:
                 found = await self._beside(
                     answers.explained, self.ensemble, pictures, seen_MB, options, asked, check_wanted
@@ -99,9 +107,14 @@ class Service:
         return await asyncio.to_thread(counted.collect)
 
     async def watch(self) -> str:
-        """The images that all replicas have answered, beside what is usual."""
-        seen = counted.seen_by(await self.metrics_text(), self.ensemble.hash)
-        return report(seen, self.ensemble.trust).model_dump_json()
+        """The images that all replicas have answered, beside what is usual and what the shadow says."""
+        exported, model = await self.metrics_text(), self.ensemble.hash
+        seen = report(counted.seen_by(exported, model), self.ensemble.trust)
+        return Watch(**dict(seen), shadow=self._shadow and self._shadow.report(exported, model)).model_dump_json()
+
+    def _ask_shadow(self, pictures: Sequence[Picture], scores: Scores) -> None:
+        if self._shadow is not None:
+            self._shadow.look([picture.pixels for picture in pictures], scores)
 
     def _count(self, route: str, scores: Scores, abstained_B: Sequence[bool]) -> None:
         self.metrics.images(route, watched(scores, self.ensemble.classes, abstained_B))

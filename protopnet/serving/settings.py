@@ -81,6 +81,11 @@ class AppSettings(Section):
         min_length=1,
         description="folders of the bundles, local paths or s3://…; several make an ensemble, their logits are added up",
     )
+    shadow: list[str] = Field(
+        [],
+        description="bundles of the same classes that answer beside those served, unseen by clients: whether they say the "
+        "same is counted (`/v1/watch`, `/metrics`)",
+    )
     max_bytes: int = Field(20_000_000, ge=1024, description="largest body of a request in bytes; above it 413")
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="largest image in pixels (width x height); above it 413")
     max_images: int = Field(16, ge=1, le=256, description="images in one request at most; above it 413")
@@ -142,7 +147,7 @@ class AppSettings(Section):
             raise ValueError("ingress.body_memory must be at least max_bytes")
         return self
 
-    @field_validator("bundles", "cors_origins", mode="before")
+    @field_validator("bundles", "shadow", "cors_origins", mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         """`serve run serve.app:build bundles=a,b` hands over texts."""

@@ -3,7 +3,9 @@
 from typing import Any
 
 from ray_processes import wait_for
-from serving import Client, photo
+from serving import Client, LocalServe, photo, pixels
+
+from protopnet.predictor import Predictor
 
 
 def test_images_in_use_stand_beside_the_usual(service: Client, browser: Any) -> None:
@@ -25,3 +27,17 @@ def test_images_in_use_stand_beside_the_usual(service: Client, browser: Any) -> 
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     assert not page.locator("#photo-view").is_visible()
     context.close()
+
+
+def test_a_shadow_is_counted_and_answers_nobody(local_serve: LocalServe, bundles: list[str]) -> None:
+    client = local_serve.deploy("shadowed", bundles[:1], shadow=bundles[1:2])
+    alone = [Predictor.load([bundles[n]]).scores(pixels(*(photo(i) for i in range(6)))).logits_BK for n in range(2)]
+    for n in range(6):
+        answer = client.post("/v1/predict?top_classes=1", photo(n)).json["images"][0]["classes"][0]
+        assert answer["class"] == int(alone[0][n].argmax())
+    shadow = wait_for(
+        lambda: (seen := client.get("/v1/watch").json["shadow"])["same"] + seen["other"] == 6 and seen, 40
+    )
+    assert shadow["same"] == int((alone[0].argmax(1) == alone[1].argmax(1)).sum())
+    assert sum(each["other"] for each in shadow["classes"].values()) == shadow["other"]
+    local_serve.delete("shadowed")

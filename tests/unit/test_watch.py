@@ -1,7 +1,11 @@
 """A model in use: counts that add up, beside what was usual, and how far apart the two are."""
 
+import asyncio
 import json
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +23,8 @@ from protopnet.quality.watch import OfClass, added, report, watched
 from protopnet.scoring.manifest import MANIFEST_SCHEMA
 from protopnet.scoring.tally import Tally
 from protopnet.scoring.task import Picture, ScoreOptions, Scorer, look
-from protopnet.serving.metrics import seen_by
+from protopnet.serving.metrics import seen_by, shadow_of
+from protopnet.serving.shadow import Shadow
 
 COUNTS = st.lists(st.integers(0, 50), min_size=TENTHS, max_size=TENTHS)
 
@@ -128,3 +133,56 @@ def test_the_counts_of_all_replicas_of_one_model_are_read_back() -> None:
     )
     assert seen_by(text, "m") == {said: OfClass(images=5, tenths={"margin": [0] * 9 + [5]})}
     assert seen_by("", "m") == {}
+
+
+def test_what_the_shadow_said_is_read_back() -> None:
+    text = "".join(
+        f'ray_protopnet_shadow_total{{class_name="a",model="{model}",shadow="s",answer="{answer}",replica="{n}"}} {n}.0\n'
+        for n, (model, answer) in enumerate([("m", "same"), ("m", "other"), ("m", "other"), ("old", "other")], 1)
+    )
+    assert shadow_of("# TYPE ray_protopnet_shadow_total counter\n" + text, "m", "s") == {
+        "a": {"same": 1, "other": 5, "missed": 0}
+    }
+    assert shadow_of("", "m", "s") == {}
+
+
+def test_a_shadow_that_fails_or_is_busy_costs_nothing(predictor: Predictor) -> None:
+    """Its classes are counted beside the answers; nothing that it raises comes out."""
+    scores = predictor.scores(pixels(photo(0), photo(1)))
+
+    class Recorder:
+        def __init__(self) -> None:
+            self.counts: Counter[str] = Counter()
+
+        def shadowed(self, shadow: str, answers: list[tuple[str, str]]) -> None:
+            self.counts.update(answer for _, answer in answers)
+
+    class Answering:
+        classes, hash = CLASSES, "s"
+
+        def __init__(self, logits_BK: torch.Tensor | None) -> None:
+            self.logits_BK, self.waits = logits_BK, asyncio.Event()
+
+        async def look(self, pixels_B: list, whole: bool) -> list:
+            await self.waits.wait()
+            if self.logits_BK is None:
+                raise RuntimeError("broken")
+            return []
+
+        def scores(self, seen_MB: list) -> Any:
+            return SimpleNamespace(logits_BK=self.logits_BK)
+
+    async def counted(logits_BK: torch.Tensor | None, times: int) -> Counter[str]:
+        recorder, ensemble = Recorder(), Answering(logits_BK)
+        shadow = Shadow(ensemble, recorder)  # type: ignore[arg-type]
+        for _ in range(times):
+            shadow.look([{}, {}], scores)
+        ensemble.waits.set()
+        await asyncio.gather(*shadow._tasks)
+        return recorder.counts
+
+    turned = scores.logits_BK.clone()
+    turned[1] = -turned[1]
+    assert asyncio.run(counted(turned, 1)) == {"same": 1, "other": 1}
+    assert asyncio.run(counted(None, 1)) == {"missed": 2}
+    assert asyncio.run(counted(scores.logits_BK, 5)) == {"same": 8, "missed": 2}  # four at once

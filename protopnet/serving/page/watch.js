@@ -16,10 +16,20 @@ export async function showWatch(model) {
   byId("watch-count").textContent =
     `${seen.images.toLocaleString("en")} images since this model was deployed; abstained from ${share(seen.abstained, seen.images)}, ` +
     `like nothing known ${share(seen.unknown, seen.images)}.`;
+  byId("watch-shadow").textContent = seen.shadow ? shadowText(seen.shadow) : "";
   const missing = make("p", { class: "soft" }, "These bundles don't keep what is usual, so there is nothing to compare with.");
   byId("watch-measures").replaceChildren(...(seen.measures.length ? seen.measures.map((each) => card(each, model)) : [missing]));
   const classes = Object.entries(seen.classes).sort(([, a], [, b]) => b.images - a.images); // a name like "7" would come first
   byId("watch-classes").replaceChildren(...classes.slice(0, CLASSES).map(([name, counts]) => line(name, counts)));
+}
+
+function shadowText({ model, same, other, missed, classes }) {
+  const [most] = Object.entries(classes).sort(([, a], [, b]) => b.other - a.other);
+  const where = other ? ` Most often it differs on ${most[0]} (${most[1].other}).` : "";
+  return (
+    `The shadow ${model} would have said the same of ${share(same, same + other)} of ${(same + other).toLocaleString("en")} images` +
+    `${missed ? `; ${missed.toLocaleString("en")} it wasn't asked about` : ""}.${where}`
+  );
 }
 
 function card({ measure, usual, seen, drift }, model) {
