@@ -38,8 +38,15 @@ def build(args: AppSettings) -> Application:
         read_keys(args.token_file)
     if args.audit_log is not None:
         check_folder(args.audit_log)
+    if args.batch is not None:
+        storage.check_writable(args.batch.output, "batch.output")
     # Replicas may work in another folder than this process.
-    located = {name: storage.located(uri) for name in ("token_file", "audit_log") if (uri := getattr(args, name))}
+    located: dict[str, Any] = {
+        name: storage.located(uri) for name in ("token_file", "audit_log") if (uri := getattr(args, name))
+    }
+    if args.batch is not None:
+        places = {"inputs": list(map(storage.located, args.batch.inputs)), "output": storage.located(args.batch.output)}
+        located["batch"] = args.batch.model_copy(update=places)
     args = args.model_copy(update=located)
     bundles, shadow = _served(args)
     Trust.of([read_info(uri)[0].calibration for uri in args.bundles]).threshold(args.abstain_below, "abstain_below")

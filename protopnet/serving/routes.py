@@ -5,11 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from fastapi import Path as PathParameter
 from starlette.responses import Response
 
 from protopnet.serving import about
+from protopnet.serving.batches import Batches
 from protopnet.serving.refusals import Refusal, documented
 from protopnet.serving.schemas import (
+    Batch,
+    BatchOptions,
     ClassOptions,
     ClassPage,
     Error,
@@ -42,6 +46,13 @@ _JPEG: dict[int | str, dict[str, Any]] = {
 }
 
 
+_PARQUET_TYPE = "application/vnd.apache.parquet"
+_PARQUET: dict[int | str, dict[str, Any]] = {
+    200: {"content": {_PARQUET_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
+}
+_Id = Annotated[str, PathParameter(pattern="^[0-9a-f]{24}$")]
+
+
 def _refusals(*codes: str) -> dict[int | str, dict[str, Any]]:
     return documented((*_ANY, *codes), Error)
 
@@ -56,6 +67,8 @@ def api(service: Service, dependencies: Sequence[Any]) -> APIRouter:
     router = APIRouter(prefix="/v1", dependencies=list(dependencies))
     _add_images(router, service)
     _add_prototypes(router, service)
+    if service.batches is not None:
+        _add_batches(router, service.batches)
     return router
 
 
@@ -171,6 +184,42 @@ def _add_prototypes(router: APIRouter, service: Service) -> None:
 
     add_picture("thumbnail", "The training image it comes from", catalogue.thumbnail)
     add_picture("crop", "The patch alone", catalogue.crop)
+
+
+def _add_batches(router: APIRouter, batches: Batches) -> None:
+    @router.post(
+        "/batch",
+        tags=["batches"],
+        summary="Score a folder or a list",
+        status_code=202,
+        response_model=Batch,
+        responses=_refusals("not_allowed", "bad_option", "overloaded"),
+    )
+    async def begin(options: Annotated[BatchOptions, Query()]) -> Response:
+        """Begins `jobs/score.py` on the cluster and answers at once. Asked again, it says how far it is."""
+        return _json((await asyncio.to_thread(batches.begin, options)).model_dump_json(), 202)
+
+    @router.get(
+        "/batch/{number}",
+        tags=["batches"],
+        summary="How far a batch is",
+        response_model=Batch,
+        responses=_refusals("unknown_batch", "bad_option"),
+    )
+    async def find(number: _Id) -> Response:
+        """Its state, and when it is finished its counts and the names of its parts."""
+        return _json((await asyncio.to_thread(batches.find, number)).model_dump_json())
+
+    @router.get(
+        "/batch/{number}/{part}",
+        tags=["batches"],
+        summary="A part of a batch's scores",
+        response_class=Response,
+        responses=_refusals("unknown_batch", "bad_option") | _PARQUET,
+    )
+    async def part(number: _Id, part: str) -> Response:
+        """Parquet, a row an image."""
+        return Response(await asyncio.to_thread(batches.part, number, part), media_type=_PARQUET_TYPE)
 
 
 def operations(service: Service, dependencies: Sequence[Any]) -> APIRouter:

@@ -77,6 +77,15 @@ class PrototypeOptions(_Options):
     limit: int = Field(50, ge=1, le=200, description="how many to answer with")
 
 
+class BatchOptions(_Options):
+    input: str = Field(
+        min_length=1,
+        max_length=2000,
+        description="folder, bucket's prefix, list, tar file or shards, as for `jobs/score.py`",
+    )
+    explain: int = Field(0, ge=0, le=100, description="prototypes to list for the first class of each image")
+
+
 class PictureOptions(_Options):
     v: str | None = Field(
         None, max_length=64, description="the `model` of /v1/model: with it the picture may be cached for good"
@@ -258,3 +267,25 @@ class Watch(WatchReport):
     """Images in use since this model was deployed."""
 
     shadow: ShadowSeen | None = Field(description="null where there is none")
+
+
+# -------------------------------------------------------------------------------------------------- batches
+
+
+class Batch(_Record):
+    """A folder or a list that is scored as a whole."""
+
+    id: str = Field(description="of what is asked: asked again, it is the same")
+    input: str
+    explain: int
+    model: str = Field(description="hash of the bundles that score it")
+    output: str = Field(description="where `jobs/score.py` writes")
+    state: Literal["running", "finished", "failed", "stopped"] = Field(
+        description="failed: the job gave up, see `problem`; stopped: it was lost; ask again, and it goes on"
+    )
+    problem: str | None = None
+    images: int | None = Field(None, description="when it is finished, as what follows")
+    scored: int | None = None
+    bad: int | None = Field(None, description="images that couldn't be scored: rows with an error")
+    watch: WatchReport | None = None
+    parts: list[str] | None = Field(None, description="Parquet files, to be fetched from /v1/batch/<id>/<part>")

@@ -19,6 +19,7 @@ from protopnet.quality.watch import report, watched
 from protopnet.serving import answers
 from protopnet.serving import metrics as counted
 from protopnet.serving.allowance import check_allowance
+from protopnet.serving.batches import Batches
 from protopnet.serving.catalogue import Catalogue
 from protopnet.serving.ensemble import Ensemble, all_ready
 from protopnet.serving.gate import request_id
@@ -49,6 +50,8 @@ class Service:
         self.settings, self.ensemble, self.metrics = settings, ensemble, metrics
         self._shadow = Shadow(shadow, metrics) if shadow is not None else None
         self.catalogue = Catalogue(ensemble, settings)
+        uris = [ref.uri for ref in ensemble.refs]
+        self.batches = Batches(settings.batch, uris, ensemble.hash) if settings.batch is not None else None
         self._ready = list(ready)
         sizes = tuple(dict.fromkeys((*ensemble.sizes, *(shadow.sizes if shadow is not None else ()))))
         self._reception = Reception(settings, sizes, ensemble.intensity)

@@ -73,6 +73,16 @@ class IngressSettings(Section):
         return self
 
 
+class BatchSettings(Section):
+    """Bulk scoring over the API; off unless it is given."""
+
+    inputs: list[str] = Field(
+        min_length=1, description="folders and buckets' prefixes below which the inputs of batches may lie"
+    )
+    output: str = Field(description="folder or bucket's prefix for the results, which all nodes can write")
+    at_once: int = Field(1, ge=1, description="batches that run at a time on this cluster; more get 503")
+
+
 class AppSettings(Section):
     """What is served, and within which limits."""
 
@@ -135,6 +145,7 @@ class AppSettings(Section):
         description="abstain where the best class's probability is lower than this; bundle: lower than what the bundle "
         "keeps for the accuracy that was wanted of it",
     )
+    batch: BatchSettings | None = Field(None, description="bulk scoring over the API (`/v1/batch`); off when left out")
     member: MemberSettings = MemberSettings()
     ingress: IngressSettings = IngressSettings()
 
