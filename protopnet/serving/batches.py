@@ -48,9 +48,8 @@ class Batches:
         found = self.find(number)
         if found.state in ("running", "finished"):
             return found
-        running = [each for each in ray.util.list_named_actors(all_namespaces=True) if each["namespace"] == _NAMESPACE]
-        if len(running) >= self._settings.at_once:
-            raise overloaded(f"{len(running)} batches run already (`batch.at_once`); try again", _WAIT_S)
+        if (running := self._running()) >= self._settings.at_once:
+            raise overloaded(f"{running} run already, as many as may (`batch.at_once`); try again", _WAIT_S)
         storage.delete_file(storage.join(folder, "failure.json"))
         command = [sys.executable, "-m", "protopnet", "score", "--input", given, "--explain", str(options.explain)]
         command += ["--output", storage.join(folder, "scores")]
@@ -61,6 +60,15 @@ class Batches:
             runner = kept.options(num_cpus=0, name=number, namespace=_NAMESPACE, lifetime="detached").remote()
             runner.run.remote(command, folder)
         return self.find(number)
+
+    def _running(self) -> int:
+        """Of all applications on the cluster. A job's process outlives its last file by a moment: that doesn't count."""
+        named = ray.util.list_named_actors(all_namespaces=True)
+        return sum(not self._has_ended(each["name"]) for each in named if each["namespace"] == _NAMESPACE)
+
+    def _has_ended(self, number: str) -> bool:
+        ends = (storage.join(self._folder(number), file) for file in ("scores/scores.json", "failure.json"))
+        return any(map(storage.exists, ends))
 
     def find(self, number: str) -> Batch:
         """How far it is. `Refusal` where there is none of this id."""
