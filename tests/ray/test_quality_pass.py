@@ -26,7 +26,17 @@ MODEL = ModelSettings(
 )
 # As the data set of these tests was drawn; its copies and images of one colour can't be drawn again.
 SOURCE = {"kind": "birds"} | BirdSettings(classes=3, train_per_class=12, test_per_class=4, size=64).model_dump()
-NEEDS_POINTS = ["consistency", "stability", "purity", "contrast", "pointing", "truth", "truth_exact", "on_bird"]
+NEEDS_POINTS = [
+    "consistency",
+    "stability",
+    "purity",
+    "contrast",
+    "distinctiveness",
+    "pointing",
+    "truth",
+    "truth_exact",
+    "on_bird",
+]
 
 
 @pytest.fixture
@@ -56,6 +66,9 @@ def test_the_same_numbers_for_any_cut(birds: Dataset, predictor: Predictor, opti
     assert one["on_bird"]["places"] < one["pointing"]["places"]
     assert one["deletion"]["images"] == one["insertion"]["images"] == 5
     assert one.pop("contrast")["value"] == pytest.approx(other.pop("contrast")["value"], abs=1e-4)
+    assert one["misalignment"]["images"] == 5
+    # Boxes end at whole pixels, which the last bits of a map may move.
+    assert one.pop("misalignment")["value"] == pytest.approx(other.pop("misalignment")["value"], abs=0.02)
     for curve in ("deletion", "insertion"):  # sums of confidences, which differ in their last bits
         assert one.pop(curve)["curve"] == pytest.approx(other.pop(curve)["curve"], abs=1e-4)
     assert one == other
@@ -77,7 +90,7 @@ def test_without_key_points_there_are_curves_and_sparsity(
     )
     assert [metrics["quality"][name] for name in NEEDS_POINTS] == [None] * len(NEEDS_POINTS)
     assert metrics["quality"]["images_with_key_points"] == 0
-    assert metrics["quality"]["deletion"]["images"] == 2
+    assert metrics["quality"]["deletion"]["images"] == metrics["quality"]["misalignment"]["images"] == 2
     assert metrics["quality"]["sparsity"]["value"] == pytest.approx(3 / 12)
     assert pq.read_table(tmp_path / "predictions.parquet").num_rows == len(rows)
 
