@@ -1,13 +1,14 @@
 """Trackers of experiments: they hear of a run's settings, of its numbers as they come, and of its report and bundle.
 
 A run's own folder has all of it (`metrics.jsonl`, `report.html`, `bundle/`), so a server that fails later than at the
-start costs a note, not the run. A run that goes on is the same run there: `tracking.json` has its id.
+start costs a note, not the run.
 """
 
 import importlib
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +39,7 @@ class MLflow:
     """Parameters, metrics, the report and the bundle, which becomes a pyfunc model that explains images."""
 
     def __init__(self, settings: RunSettings, run_id: str | None) -> None:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # else a server that is gone costs minutes
         self.mlflow, self.settings = _module("mlflow"), settings
         self.client = self.mlflow.MlflowClient()
         if run_id is not None:
@@ -98,35 +100,31 @@ _KINDS: dict[str, Callable[[RunSettings, str | None], Tracker]] = {"mlflow": MLf
 
 
 class Tracking:
-    """The trackers that a run's settings ask for. tell: hears, once for each, of those that failed."""
+    """The trackers that a run's settings ask for. tell: hears of one that failed; it hears no more of the run.
+
+    `tracking.json` in the run's folder has of each its id there, the time of the last number it heard, and whether it
+    has the finished run: so a run that goes on tells what they don't have.
+    """
 
     def __init__(self, settings: RunSettings, log: RunLog, run_uri: str, tell: Callable[[str], None]) -> None:
-        self.log, self.tell, self.run_uri = log, tell, run_uri
+        self.log, self.tell = log, tell
         self.events = "tensorboard" in settings.tracking.to
-        asked = [name for name in settings.tracking.to if name in _KINDS]
-        uri = storage.join(run_uri, "tracking.json")
-        before: dict[str, str] = storage.read_json(uri) if asked and storage.exists(uri) else {}
+        self.uri = storage.join(run_uri, "tracking.json")
+        self.told: dict[str, dict[str, Any]] = storage.read_json(self.uri) if storage.exists(self.uri) else {}
         self.trackers: dict[str, Tracker] = {}
-        self.sent: dict[str, list[Row]] = {}
-        for name in asked:
-            try:
-                self.trackers[name] = _KINDS[name](settings, before.get(name))
-            except Exception as error:
-                if isinstance(error, UserError):
-                    raise
-                why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-                raise UserError(f"tracking.to: {name} can't be reached ({why}); start it, or leave it out") from error
-            self.sent[name] = list(log.rows) if name in before else []
-        if asked:
-            storage.write_json(uri, before | {name: tracker.id for name, tracker in self.trackers.items()})
+        for name in settings.tracking.to:
+            before = self.told.get(name, {"id": None, "until": 0.0, "finished": False})
+            if name in _KINDS and not before["finished"]:
+                self.trackers[name] = _reached(name, settings, before["id"])
+                self.told[name] = before | {"id": self.trackers[name].id}
+        if self.trackers:
+            storage.write_json(self.uri, self.told)
 
     def flush(self) -> None:
         """Numbers that are new since the last time."""
         for name in list(self.trackers):
-            with self._or_a_note(name):
-                new = [row for row in self.log.rows if row not in self.sent[name]]
-                self.trackers[name].note(new)
-                self.sent[name] += new
+            if new := [row for row in self.log.rows if row["time"] > self.told[name]["until"]]:
+                self._tell(name, methodcaller("note", new), until=max(row["time"] for row in new))
 
     def finish(self, summary: Mapping[str, Any], report_uri: str, bundle_uri: str) -> None:
         """All that is left: TensorBoard's events, and a finished run at each tracker."""
@@ -136,22 +134,38 @@ class Tracking:
         if not self.trackers:
             return
         with tempfile.TemporaryDirectory() as folder:
-            for uri in (report_uri, *storage.list_files(bundle_uri)):
-                path = Path(folder, *(("bundle",) if uri != report_uri else ()), uri.rsplit("/", 1)[-1])
-                path.parent.mkdir(exist_ok=True)
-                path.write_bytes(storage.read_bytes(uri))
+            report, bundle = Path(folder, "report.html"), Path(folder, "bundle")
+            report.write_bytes(storage.read_bytes(report_uri))
+            bundle.mkdir()
+            for uri in storage.list_files(bundle_uri):
+                Path(bundle, uri.rsplit("/", 1)[-1]).write_bytes(storage.read_bytes(uri))
             for name in list(self.trackers):
-                with self._or_a_note(name):
-                    self.trackers[name].finish(summary, Path(folder, "report.html"), Path(folder, "bundle"))
+                self._tell(name, methodcaller("finish", summary, report, bundle), finished=True)
 
-    @contextmanager
-    def _or_a_note(self, name: str) -> Any:
+    def _tell(self, name: str, what: Callable[[Tracker], None], **told: Any) -> None:
         try:
-            yield
+            what(self.trackers[name])
         except Exception as error:
             del self.trackers[name]
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            self.tell(f"tracking: {name} failed and hears no more of this run ({why})")
+            self.tell(f"tracking: {name} failed and hears no more of this run ({_in_a_line(error)})")
+        else:
+            self.told[name] |= told
+            storage.write_json(self.uri, self.told)
+
+
+def _reached(name: str, settings: RunSettings, run_id: str | None) -> Tracker:
+    try:
+        return _KINDS[name](settings, run_id)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"tracking.to: {name} can't be reached ({_in_a_line(error)}); start it, or leave it out"
+        ) from error
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _module(name: str) -> Any:

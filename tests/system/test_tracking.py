@@ -92,7 +92,7 @@ def test_mlflow_has_the_run_and_a_model_that_explains(
     assert said == []
     client = mlflow.MlflowClient(server)
     [run] = client.search_runs([client.get_experiment_by_name("ornithology").experiment_id])
-    assert run.info.run_id == json.loads((tmp_path / "tracking.json").read_text())["mlflow"]
+    assert run.info.run_id == json.loads((tmp_path / "tracking.json").read_text())["mlflow"]["id"]
     assert (run.info.run_name, run.info.status) == ("birds", "FINISHED")
     assert run.data.params["train.lr_features"] == "0.0001"
     history = client.get_metric_history(run.info.run_id, "validation_accuracy")
@@ -131,7 +131,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said == []
     files = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     content = b"".join(file.read_bytes() for file in files)
-    assert json.loads((tmp_path / "tracking.json").read_text())["wandb"] in files[0].name
+    assert json.loads((tmp_path / "tracking.json").read_text())["wandb"]["id"] in files[0].name
     for expected in (b"validation_accuracy", b"0.75", b"lr_features", b"model.safetensors", b"report.html"):
         assert expected in content, expected
     assert os.listdir(tmp_path / "wandb")

@@ -62,7 +62,9 @@ def test_its_report_and_bundle(tmp_path: Path, heard: list) -> None:
     (tmp_path / "report.html").write_text("report")
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle/model.json").write_text("{}")
-    tracked.finish({}, str(tmp_path / "report.html"), str(tmp_path / "bundle"))
+    for _ in range(2):
+        tracked.finish({}, str(tmp_path / "report.html"), str(tmp_path / "bundle"))
+        _, tracked = begin(tmp_path, [])  # the same command once more: it is there already
     assert heard == [("report", "model.json", 0)]
     assert not (tmp_path / "tensorboard").exists()
 
@@ -74,6 +76,19 @@ def test_one_that_fails_costs_a_note(tmp_path: Path, heard: list) -> None:
     add(log, tracked, 1, 2.0)
     assert said == ["tracking: wandb failed and hears no more of this run (ConnectionError: gone)"]
     assert heard == []
+
+
+def test_what_it_missed_it_hears_when_the_run_goes_on(
+    tmp_path: Path, heard: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, tracked = begin(tmp_path, [])
+    add(log, tracked, 0, 3.0)
+    with monkeypatch.context() as gone:
+        gone.delattr(Recorder, "note")
+        add(log, tracked, 1, 2.0)
+    log, tracked = begin(tmp_path, [])
+    add(log, tracked, 2, 1.0)
+    assert heard == [("new", "total", 3.0), ("new", "total", 2.0), ("new", "total", 1.0)]
 
 
 def test_tensorboard_alone_leaves_no_trace_of_others(tmp_path: Path) -> None:
