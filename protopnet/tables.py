@@ -34,7 +34,7 @@ def to_bytes(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def from_bytes(data: bytes) -> pa.Table:
-    """What `to_bytes` made."""
+def from_bytes(data: bytes | pa.Buffer) -> pa.Table:
+    """What `to_bytes` made, where it lies."""
     with pa.ipc.open_stream(data) as reader:
         return reader.read_all()

@@ -182,8 +182,8 @@ def _raise_error_in(block: pa.Table) -> None:
 
 
 def unpack(block: pa.Table) -> pa.Table:
-    """The output rows inside a block that `run_pass_in_place` left in the object store."""
-    return pa.concat_tables([from_bytes(payload.as_py()) for payload in block["payload"]])
+    """The output rows inside a block that `run_pass_in_place` left in the object store, and that they stay in."""
+    return pa.concat_tables([from_bytes(payload.as_buffer()) for payload in block["payload"]])
 
 
 def _in_this_process(rows: pa.Table, task: ImageTask, options: PassOptions) -> Iterator[pa.Table]:

@@ -139,5 +139,11 @@ def _storage_lines(network: ProtoPNet | Baseline, settings: RunSettings, images:
     if isinstance(network, ProtoPNet):
         rows = images.train * (1 + settings.last_layer.copies) + images.validation + images.test
         matrix = rows * len(network.prototypes) * 4
-        lines.append(("the last layer's matrix", size_text(matrix), "in the object stores of the nodes together"))
+        lines.append(
+            (
+                "the last layer's matrix",
+                size_text(matrix),
+                "in the object stores of the nodes together, and once more in what solves it",
+            )
+        )
     return lines

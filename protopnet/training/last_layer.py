@@ -8,9 +8,10 @@ a node. If that is one store, it solves the problem itself (`training.newton`); 
 Legend: n rows (an image, or one augmented copy of it), P prototypes, K classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,10 @@ from protopnet.passes.image_pass import PLAIN, NetworkTask, PassOptions, run_pas
 from protopnet.training.connections import anchor_KP, off_class_KP
 from protopnet.training.newton import solve_here
 from protopnet.training.proximal import metric_of
+from protopnet.training.similarity_rows import Rows, rows_by_split
 from protopnet.training.solver import RowBlock, Solution, add_up, solve
+
+_ROWS = 2048  # classified at a time
 
 
 @dataclass
@@ -49,18 +53,12 @@ class RowStore:
     """
 
     def __init__(self, blocks: list[ray.ObjectRef], num_classes: int, columns: np.ndarray | None = None):
-        self.columns = slice(None) if columns is None else columns
-        table = pa.concat_tables([unpack(block) for block in ray.get(blocks)])
-        # Blocks end in any order; sums of floats would show it.
-        table = table.sort_by([("image_id", "ascending"), ("copy", "ascending")])
-        training = pc.equal(table["split"], "train")
-        self.others = table.filter(pc.invert(training))
-        rows = table.filter(training)
-        self.block = RowBlock(np.asfortranarray(self._matrix(rows)), rows["label"].to_numpy(), num_classes)
-        self.rows = len(rows)
+        self.others = rows_by_split([partial(_unpacked, block) for block in blocks], columns)
+        training = self.others.pop("train")
+        self.block = RowBlock(*training, num_classes)
 
     def size(self) -> int:
-        return self.rows
+        return len(self.block)
 
     def loss_and_gradient(self, weights_KP: np.ndarray) -> tuple[float, np.ndarray]:
         return self.block.loss_and_gradient(weights_KP)
@@ -74,19 +72,24 @@ class RowStore:
 
     def hits(self, weights_KP: np.ndarray) -> dict[str, tuple[int, int]]:
         """For each split but training: how many rows are classified correctly, and how many there are."""
-        counts: dict[str, tuple[int, int]] = {}
-        for split in pc.unique(self.others["split"]).to_pylist():
-            rows = self.others.filter(pc.equal(self.others["split"], split))
-            predicted = (self._matrix(rows) @ weights_KP.T).argmax(1)
-            counts[split] = (int((predicted == rows["label"].to_numpy()).sum()), len(rows))
-        return counts
+        return {
+            split: (sum(map(partial(_hits, weights_KP), *_pieces(rows))), len(rows.labels_n))
+            for split, rows in self.others.items()
+        }
 
-    def _matrix(self, rows: pa.Table) -> np.ndarray:
-        column = rows["similarities"].combine_chunks()
-        if not len(rows):
-            return np.zeros((0, column.type.list_size), np.float32)[:, self.columns]
-        matrix_nP: np.ndarray = column.flatten().to_numpy().reshape(len(rows), -1)[:, self.columns]
-        return matrix_nP
+
+def _unpacked(block: ray.ObjectRef) -> pa.Table:
+    return unpack(ray.get(block))
+
+
+def _pieces(rows: Rows) -> Iterable[list[np.ndarray]]:
+    """Few rows at a time: of these there is a number for each class."""
+    pieces = max(1, len(rows.labels_n) // _ROWS)
+    return (np.array_split(part, pieces) for part in rows)
+
+
+def _hits(weights_KP: np.ndarray, similarities_mP: np.ndarray, labels_m: np.ndarray) -> int:
+    return int(((similarities_mP @ weights_KP.T).argmax(1) == labels_m).sum())
 
 
 @dataclass(frozen=True)
