@@ -12,6 +12,7 @@ from protopnet import storage
 from protopnet.cli import checked, parse
 from protopnet.commands.tune import TuneJobSettings
 from protopnet.config import RunSettings
+from protopnet.datasets.open import open_dataset
 from protopnet.errors import UserError
 from protopnet.experiments import tune
 from protopnet.experiments.space import TuneSettings, drawn
@@ -198,6 +199,14 @@ class TestGoingOn:
             tune._check_same(str(tmp_path), checked(RunSettings, {"train.batch_size": 8}), searched())
         with pytest.raises(UserError, match="begun with tune.seed = 0, now it is 1"):
             tune._check_same(str(tmp_path), RunSettings(), searched(seed=1))
+
+    def test_hidden_test_images_are_gone_and_the_others_as_they_were(self, tmp_path: Path) -> None:
+        small = {"birds.classes": 2, "birds.train_per_class": 6, "birds.test_per_class": 2, "birds.size": 32}
+        whole = open_dataset(checked(RunSettings, small), str(tmp_path))
+        seen = whole.without("test")
+        assert (whole.counts()["test"], seen.counts()) == (4, whole.counts() | {"test": 0})
+        assert seen.split("validation")["uri"] == whole.split("validation")["uri"]
+        assert seen.table["image_id"].to_pylist() == list(range(12))
 
     def test_without_validation_images(self, tmp_path: Path) -> None:
         small = {"birds.classes": 2, "birds.train_per_class": 4, "birds.test_per_class": 2, "birds.size": 32}
