@@ -173,7 +173,8 @@ def _draw_row(
         axes[3], small, photo_size, heat=pictures.heat(evidence.shown_map, *small.size), field=evidence.receptive_field
     )
     prototype = f"{evidence.name or names[evidence.class_]}  (no. {evidence.prototype})"
-    axes[1].set_title(prototype, fontsize=7, color=_SOFT, pad=2, parse_math=False)
+    # A long one leaves on the left, where there is room, and not below the next picture.
+    axes[1].set_title(prototype, fontsize=6.2, color=_SOFT, pad=2, parse_math=False, loc="right")
     for place, text in zip(axes[4:], cells, strict=True):
         colour = _STRONG if text is cells[-1] else _INK
         place.text(0.5, 0.5, text, ha="center", va="center", fontsize=13, color=colour)
