@@ -4,7 +4,7 @@ import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic.fields import FieldInfo
 from pydantic_settings import CliPositionalArg
@@ -124,7 +124,7 @@ def settings_of(settings_class: type[Section]) -> dict[str, Setting]:
 
     def leaves(section: type[Section], properties: Mapping[str, Any], prefix: str) -> Iterator[Setting]:
         for name, field in section.model_fields.items():
-            key, inner = field.alias or name, field.annotation
+            key, inner = field.alias or name, _section_or_not(field.annotation)
             if isinstance(inner, type) and issubclass(inner, Section):
                 yield from leaves(inner, schema["$defs"][inner.__name__]["properties"], f"{prefix}{key}.")
             else:
@@ -133,6 +133,13 @@ def settings_of(settings_class: type[Section]) -> dict[str, Setting]:
                 yield Setting(f"{prefix}{key}", field, kinds, nullable=len(kinds) < len(anything))
 
     return {setting.name: setting for setting in leaves(settings_class, schema["properties"], "")}
+
+
+def _section_or_not(annotation: Any) -> Any:
+    """The section of one that may be left out altogether (`BatchSettings | None`); anything else as it is."""
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    is_section = len(parts) == 1 and isinstance(parts[0], type) and issubclass(parts[0], Section)
+    return parts[0] if is_section else annotation
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -77,9 +77,9 @@ def test_three_members_give_exactly_the_sum(trio, bundles):
 
 def test_an_explanation_is_that_of_the_predictor_and_adds_up(trio, bundles):
     data = photo(5, 300, 200)
-    options = {"top_classes": 2, "top_prototypes": 7, "contrast": True, "maps": True, "perturb": True}
+    options = {"top_classes": 2, "top_prototypes": 6, "contrast": True, "maps": True, "perturb": True}
     [expected] = Predictor.load(bundles).explain(pixels(data), [(300, 200)], **options)
-    query = "top_classes=2&top_prototypes=7&contrast=true&maps=values&map=gradient&perturb=true"
+    query = "top_classes=2&top_prototypes=6&contrast=true&maps=values&map=gradient&perturb=true"
     answer = trio.post(f"/v1/explain?{query}", data)
     assert answer.status == 200, answer
     [image] = answer.json["images"]
