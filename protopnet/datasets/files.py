@@ -52,10 +52,10 @@ class Passed:
     others: Counter[str] = field(default_factory=Counter)
     outside: int = 0
 
-    def images_among(self, paths: Iterable[str], kinds: Set[str] = SUFFIXES) -> Iterator[str]:
+    def images_among(self, paths: Iterable[str], more: Set[str] = frozenset()) -> Iterator[str]:
         """The images of a folder's files (paths relative to it), in the same order; all else is counted here.
 
-        kinds: suffixes of what is wanted.
+        more: suffixes that are wanted beside those of images.
         """
         self.leftovers.clear()
         self.others.clear()
@@ -65,7 +65,7 @@ class Passed:
             suffix = os.path.splitext(path)[1].lower()
             if leftover is not None:
                 self.leftovers[leftover] += 1
-            elif suffix in kinds:
+            elif suffix in SUFFIXES or suffix in more:
                 yield path
             else:
                 self.others[suffix] += 1

@@ -118,7 +118,7 @@ def _from_list(root: str, carry: Sequence[str]) -> Iterator[pa.Table]:
 
 def _images_below(root: str, passed: Passed) -> Iterator[Place]:
     paths = (uri[len(root) :].lstrip("/") for uri in storage.each_file(root))
-    for path in passed.images_among(paths, SUFFIXES | PACKED):
+    for path in passed.images_among(paths, PACKED):
         uri, suffix = storage.join(root, path), os.path.splitext(path)[1].lower()
         if suffix not in PACKED:
             yield Place(uri, uri, folder=folder_of(uri))
