@@ -18,6 +18,7 @@ from protopnet.config import IntensitySettings
 from protopnet.datasets.reader import ImageReader
 from protopnet.imaging import BadImage
 from protopnet.machine import usable_cpus
+from protopnet.tables import evenly
 from protopnet.words import counted, first_few
 
 NEAR = 0.93  # correlation
@@ -36,9 +37,7 @@ def near_duplicates_across(
     Columns: split, uri, class_name of the held-out image; train_uri, train_class_name of the nearest in training, and
     their correlation.
     """
-    rows = table
-    if len(table) > MOST:
-        rows = table.take(np.linspace(0, len(table) - 1, MOST).astype(np.int64))
+    rows = evenly(table, MOST)
     is_training = pc.equal(rows["split"], "train").to_numpy()
     nearest: list[tuple[int, int, float]] = []
     if is_training.any() and not is_training.all():

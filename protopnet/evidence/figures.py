@@ -59,7 +59,7 @@ class Album:
 class Table(NamedTuple):
     """What is written in the table of a class or of a contrast: above it, over its numbers, in its rows and below.
 
-    strong: of the numbers of each row the one that is added up. rest: of the prototypes without a row, if any.
+    Of the numbers of each row the last is the one that is added up. rest: of the prototypes without a row, if any.
     """
 
     title: str

@@ -26,6 +26,7 @@ from protopnet.model.network import Baseline, ProtoPNet, placed
 from protopnet.model.usual import Usual
 from protopnet.passes.image_pass import PassOptions, run_pass
 from protopnet.quality.classification import calibration_error
+from protopnet.tables import evenly
 
 MOST_IMAGES = 5_000  # more say nothing more about three numbers
 _INVERSE = (1e-6, 1e6)  # of the temperature
@@ -62,9 +63,7 @@ def calibrate(
 ) -> Calibration:
     """From the validation images; from training images, which the network knows, where there are none."""
     split = "validation" if len(dataset.split("validation")) else "train"
-    rows = dataset.split(split)
-    if len(rows) > MOST_IMAGES:
-        rows = rows.take(np.linspace(0, len(rows) - 1, MOST_IMAGES).astype(np.int64))
+    rows = evenly(dataset.split(split), MOST_IMAGES)
     outputs = []
     for images, output in run_pass(rows, _SeenTask(network), options):
         outputs.append(output)

@@ -5,10 +5,8 @@ from protopnet.serving.refusals import Refusal
 from protopnet.serving.schemas import ExplainOptions
 from protopnet.serving.settings import AppSettings
 
-MAP_COUNTS, CLOSER_COUNTS = (
-    4,
-    16,
-)  # a prototype with its map, or looked at more closely, takes as long as so many without
+# A prototype with its map, or looked at more closely, takes as long as so many without.
+MAP_COUNTS, CLOSER_COUNTS = 4, 16
 # Bytes of JSON at most: of a prototype listed, of its map as PNG, and of one value of its maps.
 _LISTED, _PNG, _VALUE = 1_600, 40_000, 22
 

@@ -24,6 +24,7 @@ from protopnet.serving.schemas import Batch, BatchOptions
 from protopnet.serving.settings import BatchSettings
 
 _NAMESPACE = "protopnet-batches"
+_SUMMARY, _FAILURE = "scores/scores.json", "failure.json"  # either of them ends a batch
 _SAID = 2000  # characters of what a failed job said last
 _WAIT_S = 30
 
@@ -50,7 +51,7 @@ class Batches:
             return found
         if (running := self._running()) >= self._settings.at_once:
             raise overloaded(f"{running} run already, as many as may (`batch.at_once`); try again", _WAIT_S)
-        storage.delete_file(storage.join(folder, "failure.json"))
+        storage.delete_file(storage.join(folder, _FAILURE))
         command = [sys.executable, "-m", "protopnet", "score", "--input", given, "--explain", str(options.explain)]
         command += ["--output", storage.join(folder, "scores")]
         command += [word for uri in self._uris for word in ("--bundle", uri)]
@@ -67,7 +68,7 @@ class Batches:
         return sum(not self._has_ended(each["name"]) for each in named if each["namespace"] == _NAMESPACE)
 
     def _has_ended(self, number: str) -> bool:
-        ends = (storage.join(self._folder(number), file) for file in ("scores/scores.json", "failure.json"))
+        ends = (storage.join(self._folder(number), file) for file in (_SUMMARY, _FAILURE))
         return any(map(storage.exists, ends))
 
     def find(self, number: str) -> Batch:
@@ -78,7 +79,7 @@ class Batches:
         except FileNotFoundError:
             raise Refusal("unknown_batch", "there is no batch of this id") from None
         about: dict[str, Any] = {"id": number, **asked, "output": storage.join(folder, "scores")}
-        for state, file in (("finished", "scores/scores.json"), ("failed", "failure.json")):
+        for state, file in (("finished", _SUMMARY), ("failed", _FAILURE)):
             with contextlib.suppress(FileNotFoundError):
                 said = storage.read_json(storage.join(folder, file))
                 if state == "failed":
@@ -124,5 +125,5 @@ class _Runner:
         if done.returncode not in (0, 1):  # 1: it is finished, with more bad images than it should have
             said = f"{done.stderr}\n{done.stdout}".strip()
             lines = [line for line in said.splitlines() if line.startswith("error: ")]
-            storage.write_json(storage.join(folder, "failure.json"), {"said": (lines or [said])[-1][-_SAID:]})
+            storage.write_json(storage.join(folder, _FAILURE), {"said": (lines or [said])[-1][-_SAID:]})
         ray.actor.exit_actor()

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from ray.serve.metrics import Counter, Histogram
 
 from protopnet.model.usual import TENTHS
@@ -86,34 +87,32 @@ class Metrics:
             )
 
 
-def shadow_of(exported: str, model: str, shadow: str) -> dict[str, dict[str, int]]:
-    """What `collect` says of a shadow beside a model: images by first class and by `same`, `other` and `missed`."""
+def samples_of(exported: str, model: str) -> list[Sample]:
+    """What `collect` says of a model."""
+    families = text_string_to_metric_families(exported)
+    return [sample for family in families for sample in family.samples if sample.labels.get("model") == model]
+
+
+def shadow_of(samples: Iterable[Sample], shadow: str) -> dict[str, dict[str, int]]:
+    """Of a shadow beside a model: images by first class and by `same`, `other` and `missed`."""
     found: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(("same", "other", "missed"), 0))
-    for family in text_string_to_metric_families(exported):
-        for sample in family.samples:
-            if sample.name == f"{_OURS}shadow_total" and (model, shadow) == (
-                sample.labels["model"],
-                sample.labels["shadow"],
-            ):
-                found[sample.labels["class_name"]][sample.labels["answer"]] += int(sample.value)
+    for sample in samples:
+        if sample.name == f"{_OURS}shadow_total" and sample.labels["shadow"] == shadow:
+            found[sample.labels["class_name"]][sample.labels["answer"]] += int(sample.value)
     return dict(found)
 
 
-def seen_by(exported: str, model: str) -> dict[str, OfClass]:
-    """What `collect` says of the images that a model has answered, by first class."""
+def seen_by(samples: Iterable[Sample]) -> dict[str, OfClass]:
+    """Of the images that a model has answered, by first class."""
     tenths: dict[str, dict[str, list[int]]] = defaultdict(dict)
     numbers: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(_COUNTED.values(), 0))
-    for family in text_string_to_metric_families(exported):
-        for sample in family.samples:
-            name = sample.name.removeprefix(_OURS)
-            if sample.labels.get("model") != model:
-                continue
-            class_name = sample.labels["class_name"]
-            if name == "tenths_total":
-                counts = tenths[class_name].setdefault(sample.labels["measure"], [0] * TENTHS)
-                counts[int(sample.labels["tenth"])] += int(sample.value)
-            elif name in _COUNTED:
-                numbers[class_name][_COUNTED[name]] += int(sample.value)
+    for sample in samples:
+        name, class_name = sample.name.removeprefix(_OURS), sample.labels["class_name"]
+        if name == "tenths_total":
+            counts = tenths[class_name].setdefault(sample.labels["measure"], [0] * TENTHS)
+            counts[int(sample.labels["tenth"])] += int(sample.value)
+        elif name in _COUNTED:
+            numbers[class_name][_COUNTED[name]] += int(sample.value)
     return {name: OfClass(**counts, tenths=tenths[name]) for name, counts in numbers.items()}
 
 

@@ -111,9 +111,9 @@ class Service:
 
     async def watch(self) -> str:
         """The images that all replicas have answered, beside what is usual and what the shadow says."""
-        exported, model = await self.metrics_text(), self.ensemble.hash
-        seen = report(counted.seen_by(exported, model), self.ensemble.trust)
-        return Watch(**dict(seen), shadow=self._shadow and self._shadow.report(exported, model)).model_dump_json()
+        samples = counted.samples_of(await self.metrics_text(), self.ensemble.hash)
+        seen = report(counted.seen_by(samples), self.ensemble.trust)
+        return Watch(**dict(seen), shadow=self._shadow and self._shadow.report(samples)).model_dump_json()
 
     def _ask_shadow(self, pictures: Sequence[Picture], scores: Scores) -> None:
         if self._shadow is not None:

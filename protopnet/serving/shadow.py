@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from prometheus_client.samples import Sample
 
 from protopnet.predictor import Scores
 from protopnet.serving.ensemble import Ensemble
@@ -32,9 +33,9 @@ class Shadow:
         self._tasks.add(task)  # the loop itself keeps no hold of it
         task.add_done_callback(self._tasks.discard)
 
-    def report(self, exported: str, model: str) -> ShadowSeen:
-        """What the metrics of all replicas say of it beside the model served."""
-        counts = shadow_of(exported, model, self.ensemble.hash)
+    def report(self, samples: Sequence[Sample]) -> ShadowSeen:
+        """What the metrics of all replicas say of it beside the model served, whose samples these are."""
+        counts = shadow_of(samples, self.ensemble.hash)
         classes = {name: Answers(**counts[name]) for name in sorted(counts, key=lambda name: -counts[name]["other"])}
         totals = {answer: sum(each[answer] for each in counts.values()) for answer in Answers.model_fields}
         return ShadowSeen(model=self.ensemble.hash, classes=classes, **totals)

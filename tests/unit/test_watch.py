@@ -23,7 +23,7 @@ from protopnet.quality.watch import OfClass, added, report, watched
 from protopnet.scoring.manifest import MANIFEST_SCHEMA
 from protopnet.scoring.tally import Tally
 from protopnet.scoring.task import Picture, ScoreOptions, Scorer, look
-from protopnet.serving.metrics import seen_by, shadow_of
+from protopnet.serving.metrics import samples_of, seen_by, shadow_of
 from protopnet.serving.shadow import Shadow
 
 COUNTS = st.lists(st.integers(0, 50), min_size=TENTHS, max_size=TENTHS)
@@ -131,8 +131,8 @@ def test_the_counts_of_all_replicas_of_one_model_are_read_back() -> None:
             line("images_total", 13, route="/v1/predict"),
         ]
     )
-    assert seen_by(text, "m") == {said: OfClass(images=5, tenths={"margin": [0] * 9 + [5]})}
-    assert seen_by("", "m") == {}
+    assert seen_by(samples_of(text, "m")) == {said: OfClass(images=5, tenths={"margin": [0] * 9 + [5]})}
+    assert seen_by(samples_of("", "m")) == {}
 
 
 def test_what_the_shadow_said_is_read_back() -> None:
@@ -140,10 +140,10 @@ def test_what_the_shadow_said_is_read_back() -> None:
         f'ray_protopnet_shadow_total{{class_name="a",model="{model}",shadow="s",answer="{answer}",replica="{n}"}} {n}.0\n'
         for n, (model, answer) in enumerate([("m", "same"), ("m", "other"), ("m", "other"), ("old", "other")], 1)
     )
-    assert shadow_of("# TYPE ray_protopnet_shadow_total counter\n" + text, "m", "s") == {
+    assert shadow_of(samples_of("# TYPE ray_protopnet_shadow_total counter\n" + text, "m"), "s") == {
         "a": {"same": 1, "other": 5, "missed": 0}
     }
-    assert shadow_of("", "m", "s") == {}
+    assert shadow_of(samples_of("", "m"), "s") == {}
 
 
 def test_a_shadow_that_fails_or_is_busy_costs_nothing(predictor: Predictor) -> None:
