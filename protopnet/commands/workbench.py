@@ -5,7 +5,8 @@ python jobs/workbench.py s3://bucket/runs/cub/bundle s3://bucket/shards/cub --fo
 
 The data is what the bundle was trained on, as for jobs/prune.py. The images are looked at once; after that everything is
 answered from the session's folder, on a local disk, where the decisions are kept as well: the same command goes on with
-them. The page saves corrections.yaml, for jobs/prune.py --config, and the new bundle. Test images are never looked at.
+them, and with a bundle trained anew they carry over by image and patch; what no longer applies is listed. The page saves
+corrections.yaml, for jobs/prune.py --config, and the new bundle. Test images are never looked at.
 """
 
 import signal
@@ -122,6 +123,8 @@ def prepare(bundle: Bundle, corrector: Corrector, log: DecisionLog, settings: Wo
         print("the last decision was cut off while it was written down, and was not taken", flush=True)
     if log.done:
         print(f"goes on with {len(log.done)} decisions from before", flush=True)
+    for lapsed in session.settled.lapsed:
+        print(f"decision {lapsed.decision} doesn't apply any more: {lapsed.reason}", flush=True)
     catalogue = Catalogue(folder / "audit", dataset, corrector.known.grid, trained.data)
 
     def make_bundle() -> str:

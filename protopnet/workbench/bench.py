@@ -35,6 +35,14 @@ class Workbench:
             "yours": yours,
             "holder": self.desk.holder(),
             "torn": log.torn,
+            "lapsed": [
+                {
+                    "decide": log.done[each.decision - 1].decide,
+                    "who": log.done[each.decision - 1].who,
+                    "why": each.reason,
+                }
+                for each in self.session.settled.lapsed
+            ],
             "decisions": len(log.done),
             "undo": log.done[-1].decide if log.done else None,
             "redo": log.undone[-1].decide if log.undone else None,

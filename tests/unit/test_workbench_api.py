@@ -1,6 +1,7 @@
 """The workbench over HTTP, without a browser: what is asked and answered, who may decide, and what is refused."""
 
 import io
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -162,6 +163,22 @@ def test_a_decision_and_what_it_changes(client: TestClient) -> None:
     grouped = decide(client, seat, decide="group", prototypes=[0, 4], group="bill")
     assert grouped.status_code == 200
     assert client.get("/v1/prototypes/0").json()["group"] == "bill"
+
+
+def test_decisions_of_before_that_no_longer_apply_are_listed(connect: Connect, tmp_path: Path) -> None:
+    client = connect()
+    seat = sit(client)
+    for p in (1, 5):
+        assert decide(client, seat, decide="drop", prototype=p).json()["lapsed"] == []
+    log = tmp_path / "decisions.jsonl"
+    first, second = map(json.loads, log.read_text().splitlines())
+    first["decision"]["prototype"]["sha256"] = "f" * 64  # an image on which the new training put none
+    log.write_text("".join(json.dumps(each) + "\n" for each in (first, second)))
+    again = connect()
+    (lapsed,) = again.get("/v1/state").json()["lapsed"]
+    assert (lapsed["decide"], lapsed["who"]) == ("drop", "anna")
+    assert "no prototype of the bundle is the patch of" in lapsed["why"]
+    assert [again.get(f"/v1/prototypes/{p}").json()["gone"] for p in (1, 5)] == [False, True]
 
 
 def test_what_is_saved_is_a_file_for_the_job(client: TestClient, tmp_path: Path) -> None:

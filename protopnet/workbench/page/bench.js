@@ -46,6 +46,7 @@ function take(next) {
   const changed = state && next.effect.number !== state.effect.number;
   state = next;
   byId("torn").hidden = !state.torn;
+  showLapsed(state.lapsed);
   byId("holder").textContent = state.yours ? `You are deciding as ${state.holder}.` : state.holder ? `${state.holder} is deciding; you can look.` : "Nobody is deciding.";
   byId("who").hidden = byId("sit").hidden = state.yours;
   byId("sit").disabled = Boolean(state.holder);
@@ -58,6 +59,14 @@ function take(next) {
   document.body.classList.toggle("deciding", state.yours);
   showEffect(state);
   if (changed) look();
+}
+
+/** Decisions from before that this bundle has no use for. */
+function showLapsed(lapsed) {
+  const box = byId("lapsed");
+  box.hidden = !lapsed.length;
+  box.querySelector("summary").textContent = `${lapsed.length} of the decisions from before ${lapsed.length === 1 ? "doesn't" : "don't"} apply to this bundle`;
+  box.querySelector("ul").replaceChildren(...lapsed.map(({ decide, who, why }) => make("li", {}, `${decide} (${who}): ${why}`)));
 }
 
 async function decide(decision) {
