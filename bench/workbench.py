@@ -116,13 +116,20 @@ def made_decisions(session: Session, arguments: Any) -> dict[str, list[Decision]
     chosen = [session.known.ref(int(p)) for p in random.choice(arguments.prototypes, arguments.times, replace=False)]
     others = [session.known.ref(beside(session.class_P, ref.number)) for ref in chosen]
     corner = [0.0, 1 - 1 / SIDE, 1 / SIDE, 1.0]
+    pairs = list(zip(chosen, reversed(chosen), strict=True))
     records: dict[str, list[dict[str, Any]]] = {
         "drop": [{"decide": "drop", "prototype": ref} for ref in chosen],
         "not this patch": [{"decide": "not-this-patch", "prototype": ref} for ref in chosen],
         "elsewhere": [{"decide": "not-this-patch", "prototype": ref, "elsewhere": True} for ref in chosen],
         "not in region": [{"decide": "not-in-region", "region": corner, "class": ref.class_name} for ref in chosen],
         "merge": [{"decide": "merge", "prototype": a, "into": b} for a, b in zip(chosen, others, strict=True)],
+        "not on background": [
+            {"decide": "not-in-region", "region": "background", "class": ref.class_name} for ref in chosen
+        ],
+        "must be used": [{"decide": "must-be-used", "prototype": ref, "floor": 1.5} for ref in chosen],
+        "keep": [{"decide": "keep", "prototype": ref} for ref in chosen],
         "name": [{"decide": "name", "prototype": ref, "name": "red bill"} for ref in chosen],
+        "group": [{"decide": "group", "prototypes": list(pair), "group": "bill"} for pair in pairs],
     }
     return {name: [parse_decision(about | each) for each in several] for name, several in records.items()}
 
