@@ -12,8 +12,6 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import functional as pictures
-from torchvision.transforms.v2 import functional as transforms
 
 from protopnet.evidence.pieces import Piece, similarities
 from protopnet.evidence.saliency import blurred
@@ -22,19 +20,20 @@ from protopnet.model.boxes import receptive_field_boxes
 from protopnet.model.network import ProtoPNet
 from protopnet.model.receptive_field import ReceptiveField
 
-_BLUR, _BENT, _WAVES = (
-    0.02,
-    0.04,
-    3,
-)  # shares of a patch's side: deviation (1 pixel at least), farthest a pixel is moved; waves along a side
+# Shares of a patch's side: deviation (1 pixel at least), farthest a pixel is moved; waves along a side.
+_BLUR, _BENT, _WAVES = 0.02, 0.04, 3
 
 
 def _hue(by: float, patch_3yx: Tensor) -> Tensor:
-    return pictures.adjust_hue(patch_3yx, by)
+    from torchvision.transforms.functional import adjust_hue  # here: importing it takes seconds
+
+    return adjust_hue(patch_3yx, by)
 
 
 def _contrast(patch_3yx: Tensor) -> Tensor:
-    return pictures.adjust_contrast(patch_3yx, 0.4)
+    from torchvision.transforms.functional import adjust_contrast
+
+    return adjust_contrast(patch_3yx, 0.4)
 
 
 def _sharpness(patch_3yx: Tensor) -> Tensor:
@@ -46,7 +45,9 @@ def _shape(patch_3yx: Tensor) -> Tensor:
     y, x = (torch.linspace(0, 2 * torch.pi * _WAVES, side, device=patch_3yx.device) for side in patch_3yx.shape[1:])
     across_yx, down_yx = torch.sin(y)[:, None] * torch.cos(x), torch.cos(y)[:, None] * torch.sin(x)
     displacement_1yx2 = 2 * _BENT * torch.stack([across_yx, down_yx], dim=-1)[None]  # the patch is 2 wide
-    return transforms.elastic(patch_3yx, displacement_1yx2)
+    from torchvision.transforms.v2.functional import elastic
+
+    return elastic(patch_3yx, displacement_1yx2)
 
 
 # A kind of change may be several, of which the mean counts.

@@ -44,21 +44,26 @@ class Backbone(nn.Module):
         self.preprocessing = preprocessing
         self.whole = frozenset(whole)
         self.read = read
+        self._shapes: dict[int, tuple[int, int, int]] = {}
         self.channels = self.map_shape(preprocessing.size)[0]
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         return self.read(self.features, x_B3HW)
 
     def map_shape(self, image_size: int) -> tuple[int, int, int]:
-        """Channels, rows and columns of the map of a square image, found without computing it."""
-        tensors = dict(self.named_parameters()) | dict(self.named_buffers())
+        """Channels, rows and columns of the map of a square image, found with an empty one."""
+        if image_size not in self._shapes:
+            self._shapes[image_size] = self._map_shape(image_size)
+        return self._shapes[image_size]
+
+    def _map_shape(self, image_size: int) -> tuple[int, int, int]:
         training = {module for module in self.modules() if module.training}
         self.eval()
         try:
-            x = torch.empty(1, 3, image_size, image_size, device="meta")
-            on_meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+            weight = next(self.parameters(), torch.empty(0))
+            # Not on the meta device, which would load torch's compiler: some 3 s of CPU time for 0.05 s.
             with torch.no_grad():
-                out = torch.func.functional_call(self, on_meta, (x,))
+                out = self(weight.new_zeros(1, 3, image_size, image_size))
         except (RuntimeError, ValueError, AssertionError) as error:
             raise UserError(
                 f"{self.name} can't take images of {image_size} x {image_size}: change model.image_size "

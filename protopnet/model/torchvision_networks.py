@@ -3,10 +3,11 @@
 The 17 networks of the ProtoPNet paper are cut where its authors cut them (VGG after its last
 pooling, ResNet after `layer4`, DenseNet after its last norm and a ReLU); any other by name.
 
-torchvision is imported where a network is made: it brings torch's compiler along, a second or two
-that a wrong setting or `--help` shouldn't wait for.
+torchvision is imported where a network is made: a second or two that a wrong setting or `--help` shouldn't wait for.
 """
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -42,8 +43,7 @@ def build(name: str, cut: str | None) -> tuple[nn.Module, list[str]]:
 
     Raises UserError for an unknown name or cut.
     """
-    import torchvision
-
+    torchvision = imported()
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UserError(f"{unknown('model.backbone', name, known, BACKBONES)}; timm's networks are written timm/NAME")
@@ -63,9 +63,7 @@ def build(name: str, cut: str | None) -> tuple[nn.Module, list[str]]:
 
 def download(name: str) -> dict[str, Tensor]:
     """torchvision's ImageNet weights of the whole network, from its server or its cache."""
-    from torchvision.models import get_model_weights
-
-    choices = get_model_weights(name)
+    choices = imported().models.get_model_weights(name)
     weights = choices["IMAGENET1K_V1"] if "IMAGENET1K_V1" in choices.__members__ else choices["DEFAULT"]
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
@@ -98,3 +96,26 @@ def _make_vgg(features: nn.Module) -> None:
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
+
+
+def imported() -> ModuleType:
+    """torchvision, without torch's compiler unless that is there already."""
+    # Its `ops` take one function, for RoI pooling, from the compiler: 1 to 3 s of the CPU time that every job, actor and
+    # replica would take to start. So while it is imported, that function stands in for the compiler.
+    stand_ins = {name: ModuleType(name) for name in ("torch._dynamo", "torch._dynamo.utils")}
+    if stand_ins.keys().isdisjoint(sys.modules):
+        vars(stand_ins["torch._dynamo.utils"])["is_compile_supported"] = _is_compile_supported
+        sys.modules.update(stand_ins)
+    try:
+        import torchvision
+    finally:
+        for name, module in stand_ins.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+    return torchvision
+
+
+def _is_compile_supported(device_type: str) -> bool:
+    from torch._dynamo.utils import is_compile_supported
+
+    return bool(is_compile_supported(device_type))

@@ -26,6 +26,7 @@ from protopnet.datasets.loader import changed
 from protopnet.datasets.rows import as_stored
 from protopnet.errors import UserError
 from protopnet.imaging import Preprocessing
+from protopnet.model import torchvision_networks
 from protopnet.model.network import ProtoPNet, placed
 from protopnet.model.prototypes import true_float32
 from protopnet.tables import from_bytes, to_bytes
@@ -107,6 +108,7 @@ class _ImageActor(_ImageWorker):
 
     def __init__(self, task_ref: ray.ObjectRef, options: PassOptions):
         torch.set_num_threads(options.plan.threads)
+        torchvision_networks.imported()  # before unpickling a network imports it
         super().__init__(ray.get(task_ref), options)  # Ray Data hands over the reference itself, not the value
 
 
