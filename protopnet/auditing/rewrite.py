@@ -65,21 +65,21 @@ def resolve(corrector: Corrector, correction: Correction, options: PassOptions, 
         torch.zeros(len(old.connections_KP), len(seen_PDhw)),
     )
     rows = table.filter(pc.not_equal(table["split"], "train")) if keep_connections else table
-    copies, threads = 0 if keep_connections else corrector.trained.last_layer.copies, options.plan.threads
+    copies, plan = 0 if keep_connections else corrector.trained.last_layer.copies, options.plan
     blocks = []
     if len(rows):
         blocks = cache_similarities(everything, rows, copies=copies, options=options)
     network = draft.network(corrector.network, corrector.model)
     if not blocks:
         return Rewritten(network, {}, {}, {}, None)
-    before = cached_accuracies(old.connections_KP.numpy(), blocks, threads=threads, columns=np.arange(len(old)))
+    before = cached_accuracies(old.connections_KP.numpy(), blocks, plan=plan, columns=np.arange(len(old)))
     if keep_connections:
-        corrected = cached_accuracies(draft.connections_KP.numpy(), blocks, threads=threads, columns=columns_P)
+        corrected = cached_accuracies(draft.connections_KP.numpy(), blocks, plan=plan, columns=columns_P)
         return Rewritten(network, before, corrected, corrected, None)
     scale, settings = corrector.model.own_connection, corrector.trained.last_layer
     floor_KP = floors(draft, corrector.settled.floors)
     result = solve_last_layer(
-        network, scale, blocks, settings=settings, threads=threads, columns=columns_P, floor_KP=floor_KP
+        network, scale, blocks, settings=settings, plan=plan, columns=columns_P, floor_KP=floor_KP
     )
     solution = result.solution
     with torch.no_grad():

@@ -122,6 +122,11 @@ class LastLayerSettings(Section):
     copies: int = Field(
         1, ge=0, description="augmented copies of each training image beside the plain one, in the cached similarities"
     )
+    precision: Literal["float32", "float16"] = Field(
+        "float32",
+        description="of the cached similarities where they are solved: float16 halves them; the optimum is then certified "
+        "for similarities rounded to 11 bits",
+    )
     tolerance: float = Field(1e-5, gt=0, description="stop when the optimality (KKT) residual falls below this")
     max_iterations: int = Field(2000, ge=1, description="stop after this many iterations all the same, and say so")
 

@@ -21,6 +21,7 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from protopnet.budget import PassPlan
 from protopnet.config import LastLayerSettings
 from protopnet.model.network import ProtoPNet
 from protopnet.passes.image_pass import PLAIN, NetworkTask, PassOptions, run_pass_in_place, unpack
@@ -48,14 +49,16 @@ class SimilarityTask(NetworkTask):
 class RowStore:
     """The similarity rows of one node: training rows as a `RowBlock`, the others for evaluation.
 
-    `columns`: the prototypes that count, in this order; all when None. Its methods change nothing, so a lost process
+    `columns`: the prototypes that count, in this order; all when None. half: training rows are kept in float16. Its methods change nothing, so a lost process
     is replaced and asked again.
     """
 
-    def __init__(self, blocks: list[ray.ObjectRef], num_classes: int, columns: np.ndarray | None = None):
-        self.others = rows_by_split([partial(_unpacked, block) for block in blocks], columns)
+    def __init__(
+        self, blocks: list[ray.ObjectRef], num_classes: int, columns: np.ndarray | None = None, half: bool = False
+    ):
+        self.others = rows_by_split([partial(_unpacked, block) for block in blocks], columns, half)
         training = self.others.pop("train")
-        self.block = RowBlock(*training, num_classes)
+        self.block = RowBlock(*training, num_classes, device=_device(training.similarities_nP.nbytes))
 
     def size(self) -> int:
         return len(self.block)
@@ -76,6 +79,12 @@ class RowStore:
             split: (sum(map(partial(_hits, weights_KP), *_pieces(rows))), len(rows.labels_n))
             for split, rows in self.others.items()
         }
+
+
+def _device(size: int) -> torch.device:
+    """The GPU that this process was given, if it has room for the rows and half as much beside them."""
+    room = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 1.5 * size
+    return torch.device("cuda" if room else "cpu")
 
 
 def _unpacked(block: ray.ObjectRef) -> pa.Table:
@@ -116,7 +125,7 @@ def optimise_last_layer(
     """
     blocks = cache_similarities(network, rows, copies=settings.copies, options=options)
     on_images(len(rows))
-    return solve_last_layer(network, connection_scale, blocks, settings=settings, threads=options.plan.threads)
+    return solve_last_layer(network, connection_scale, blocks, settings=settings, plan=options.plan)
 
 
 def cache_similarities(network: ProtoPNet, rows: pa.Table, *, copies: int, options: PassOptions) -> list[ray.ObjectRef]:
@@ -131,7 +140,7 @@ def solve_last_layer(
     blocks: list[ray.ObjectRef],
     *,
     settings: LastLayerSettings,
-    threads: int,
+    plan: PassPlan,
     columns: np.ndarray | None = None,
     floor_KP: np.ndarray | None = None,
 ) -> LastLayerResult:
@@ -143,7 +152,7 @@ def solve_last_layer(
     num_classes = network.last_layer.out_features
     off_KP = off_class_KP(network.prototype_class.cpu().numpy(), num_classes)
     current_KP = network.last_layer.weight.detach().cpu().numpy()
-    with _stores(blocks, num_classes, threads, columns) as stores:
+    with _stores(blocks, num_classes, plan, columns, settings.precision == "float16") as stores:
         places_KP = anchor_KP(off_KP, connection_scale), off_KP
         wanted = settings.model_dump(include={"l1", "ridge", "tolerance", "max_iterations"})
         wanted |= {"initial": current_KP, "floor": floor_KP}
@@ -179,10 +188,10 @@ def solve_over(
 
 
 def cached_accuracies(
-    connections_KP: np.ndarray, blocks: list[ray.ObjectRef], *, threads: int, columns: np.ndarray | None = None
+    connections_KP: np.ndarray, blocks: list[ray.ObjectRef], *, plan: PassPlan, columns: np.ndarray | None = None
 ) -> dict[str, float]:
     """Accuracy that these connections have on each split but training; `columns` as for `solve_last_layer`."""
-    with _stores(blocks, len(connections_KP), threads, columns) as stores:
+    with _stores(blocks, len(connections_KP), plan, columns) as stores:
         return _accuracies(stores, connections_KP)
 
 
@@ -198,7 +207,7 @@ def with_copies(rows: pa.Table, copies: int) -> pa.Table:
 
 @contextmanager
 def _stores(
-    blocks: list[ray.ObjectRef], num_classes: int, threads: int, columns: np.ndarray | None
+    blocks: list[ray.ObjectRef], num_classes: int, plan: PassPlan, columns: np.ndarray | None, half: bool = False
 ) -> Iterator[list[ray.actor.ActorHandle]]:
     """A `RowStore` on each node that holds blocks; they end with the block of code."""
     places = ray.experimental.get_object_locations(blocks)
@@ -209,10 +218,11 @@ def _stores(
         by_node.setdefault(nodes[0] if nodes else here, []).append(block)
     stores = [
         RowStore.options(  # type: ignore[attr-defined]
+            num_gpus=plan.gpus,  # what an actor of the pass had
             num_cpus=1,  # not all that it computes with: beside a service or another job it would wait for ever
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(plan.threads)}},
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
-        ).remote(own, num_classes, columns)
+        ).remote(own, num_classes, columns, half)
         for node, own in sorted(by_node.items())
     ]
     yield stores

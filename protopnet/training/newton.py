@@ -11,23 +11,26 @@ iteration there computes with all K×P of them, twice. Here a cycle has three pa
 3. The gradient over all K×P connections, rows in chunks: it certifies the KKT residual, or says what is to be let in, at
    most as many again as a class has.
 
-Beside the rows it holds their logits, in the rows' precision, and three numbers a connection; all else is of some rows
-or of one class. Sums are float64.
+What has a number for each row is torch, on the device where the rows are; weights and models are numpy. Beside the rows
+it holds their logits, in the type of the products, and three numbers a connection; all else is of some rows or of one
+class. Sums are float64.
 
 Legend: n rows, P prototypes, K classes, A connections of a class, C those of all classes together.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
+from protopnet.model.prototypes import true_float32
 from protopnet.training.proximal import Array
 from protopnet.training.quadratic import conjugate_gradients, least_quadratic, subgradient
 from protopnet.training.solver import Progress, RowBlock, Solution, mean_over, metric_over, solve
 
-_CHUNK = 2048  # rows at a time, where there is a number for each row and class
 _SMALL_SET = 32  # connections that a working set may grow to at once
 _WIDE = 8, 128  # with more than P / 8 connections a class, and more than 128, a dense product is as quick
 _NO_CURVATURE = 1e-6  # rows that weigh less are left out of a model, never out of F or its gradient
@@ -40,6 +43,7 @@ _PATIENCE = 3  # cycles without descent
 Indices = NDArray[np.int64]
 
 
+@true_float32()
 def solve_here(
     block: RowBlock,
     start: ArrayLike,
@@ -117,14 +121,14 @@ class _Search:
         floor: Array,
         tolerance: float,
     ) -> None:
-        self.columns_nP = np.asfortranarray(block.similarities)  # of which a few are picked again and again
-        self.labels_n, self.rows = block.labels, len(block)
+        self.block, self.dtype, self.rows = block, block.dtype, len(block)
+        self.columns_Pn, self.labels_n = block.columns_Pn.contiguous(), block.labels_n  # a few columns again and again
         self.anchor, self.off, self.l1, self.ridge, self.floor = anchor, off & (l1 > 0), l1, ridge, floor
         self.tolerance = tolerance
         self.classes = len(anchor)
-        self.own = [np.flatnonzero(block.labels == k) for k in range(self.classes)]
+        self.own = [(block.labels_n == k).nonzero()[:, 0] for k in range(self.classes)]
         self.models: dict[int, _Model] = {}
-        self.logits_Kn = np.empty((self.classes, self.rows), self.columns_nP.dtype)
+        self.logits_Kn = self.columns_Pn.new_empty((self.classes, self.rows), dtype=self.dtype)
         self.subgradient = np.empty(anchor.shape)
 
     def place(self, weights: Array) -> None:
@@ -177,49 +181,60 @@ class _Search:
             new = new[np.argsort(-wish_P[new], kind="stable")[:most]]
         return np.union1d(kept, new)
 
+    def _columns(self, A: Indices) -> torch.Tensor:
+        """Similarities to these prototypes, A×n."""
+        return self.columns_Pn.index_select(0, torch.from_numpy(A).to(self.columns_Pn.device)).to(self.dtype)
+
+    def _probability(self, k: int) -> torch.Tensor:
+        return (self.logits_Kn[k] - self.norm_n).exp_()
+
+    def _slope(self, k: int, columns_An: torch.Tensor, probability_n: torch.Tensor) -> Array:
+        """Of the loss, along these connections of a class."""
+        error_n = probability_n.clone()
+        error_n[self.own[k]] -= 1
+        return (columns_An @ error_n.to(self.dtype)).cpu().numpy().astype(np.float64) / self.rows
+
     def _step(self, k: int, A: Indices) -> None:
         """Minimise the model of a class over these connections and go there, as far as F falls."""
-        columns_nA = self.columns_nP[:, A]
+        columns_An, probability_n = self._columns(A), self._probability(k)
         weights_A, floor_A, anchor_A = (matrix[k, A] for matrix in (self.weights, self.floor, self.anchor))
         penalty_A = self.l1 * self.off[k, A]
-        probability_n = np.exp(self.logits_Kn[k] - self.norm_n)
-        error_n = probability_n.copy()
-        error_n[self.own[k]] -= 1
-        gradient_A = error_n.astype(columns_nA.dtype) @ columns_nA / self.rows + self.ridge * (weights_A - anchor_A)
+        gradient_A = self._slope(k, columns_An, probability_n) + self.ridge * (weights_A - anchor_A)
         wish_A = subgradient(weights_A, gradient_A, penalty_A, floor_A)
         if np.abs(wish_A).max(initial=0) <= self.tolerance / 10:
             return
-        hessian_AA = self._hessian(columns_nA, probability_n)
+        hessian_AA = self._hessian(columns_An, probability_n)
         self.models[k] = _Model(A, hessian_AA)
         target_A = least_quadratic(hessian_AA, gradient_A, weights_A, penalty_A, floor_A, self.tolerance / 100)
         way_A = target_A - weights_A
-        rise_n = (columns_nA @ way_A.astype(columns_nA.dtype)).astype(np.float64)
+        rise_n = (self.block.here(way_A) @ columns_An).double()
         promise = gradient_A @ way_A + penalty_A @ (np.abs(target_A) - np.abs(weights_A))
         length, own_rise = 1.0, float(rise_n[self.own[k]].sum()) / self.rows
         for _ in range(_MOST_HALVINGS):
             new_A = weights_A + length * way_A
-            growth_n = probability_n * np.expm1(np.minimum(length * rise_n, _MOST_EXPONENT))
-            growth_n = np.log1p(np.maximum(growth_n, _LEAST - 1))
+            growth_n = (length * rise_n).clamp_(max=_MOST_EXPONENT).expm1_().mul_(probability_n)
+            growth_n = growth_n.clamp_(min=_LEAST - 1).log1p_()
+            growth_n = growth_n.maximum(length * rise_n + self.logits_Kn[k] - self.norm_n)  # beyond any exponent
             away = (new_A + weights_A - 2 * anchor_A) @ (new_A - weights_A)
-            change = growth_n.mean() - length * own_rise + self.ridge / 2 * away
+            change = float(growth_n.mean()) - length * own_rise + self.ridge / 2 * away
             change += penalty_A @ (np.abs(new_A) - np.abs(weights_A))
             if change <= _SUFFICIENT * length * promise:
                 self.weights[k, A] = new_A if length < 1 else target_A
-                self.logits_Kn[k] += (length * rise_n).astype(self.logits_Kn.dtype)
+                self.logits_Kn[k] += (length * rise_n).to(self.dtype)
                 self.norm_n += growth_n
                 return
             length /= 2
 
-    def _hessian(self, columns_nA: NDArray[np.floating], probability_n: Array) -> Array:
-        curvature_n = probability_n * (1 - probability_n) / self.rows
-        rows = np.flatnonzero(curvature_n * self.rows > _NO_CURVATURE)
-        hessian = np.zeros((columns_nA.shape[1],) * 2)
-        for first in range(0, len(rows), _CHUNK):
-            rows_c = rows[first : first + _CHUNK]
-            some = columns_nA[rows_c]
-            hessian += (some * curvature_n[rows_c, None].astype(some.dtype)).T @ some
-        hessian[np.diag_indices(len(hessian))] += self.ridge
-        return hessian
+    def _hessian(self, columns_An: torch.Tensor, probability_n: torch.Tensor) -> Array:
+        curvature_n = probability_n * (1 - probability_n)
+        rows_c = (curvature_n > _NO_CURVATURE).nonzero()[:, 0]
+        root_c = (curvature_n[rows_c] / self.rows).sqrt_().to(self.dtype)
+        hessian = torch.zeros((len(columns_An),) * 2, dtype=torch.float64, device=columns_An.device)
+        for rows, root in zip(rows_c.split(self.block.chunk_rows), root_c.split(self.block.chunk_rows), strict=True):
+            some = columns_An.index_select(1, rows).mul_(root)
+            hessian += _times_itself(some)
+        hessian.diagonal().add_(self.ridge)
+        return hessian.cpu().numpy()
 
     def all_together(self) -> None:
         """Step 2."""
@@ -247,9 +262,7 @@ class _Search:
         free, slopes = [], []
         for k in range(self.classes):
             A = np.flatnonzero((self.weights[k] != 0) | ~self.off[k])
-            error_n = np.exp(self.logits_Kn[k] - self.norm_n)
-            error_n[self.own[k]] -= 1
-            slope_A = error_n.astype(self.columns_nP.dtype) @ self.columns_nP[:, A] / self.rows
+            slope_A = self._slope(k, self._columns(A), self._probability(k))
             weights_A = self.weights[k, A]
             slope_A = (
                 slope_A + self.ridge * (weights_A - self.anchor[k, A]) + self.l1 * self.off[k, A] * np.sign(weights_A)
@@ -262,65 +275,80 @@ class _Search:
     def _inverse(self, k: int, A: Indices) -> Array:
         hessian_AA = self.models[k].over(A) if k in self.models else None
         if hessian_AA is None:
-            hessian_AA = self._hessian(self.columns_nP[:, A], np.exp(self.logits_Kn[k] - self.norm_n))
+            hessian_AA = self._hessian(self._columns(A), self._probability(k))
             self.models[k] = _Model(A, hessian_AA)
-        return np.asarray(np.linalg.inv(hessian_AA), dtype=self.columns_nP.dtype)  # to precondition is not to solve
+        return np.asarray(np.linalg.inv(hessian_AA), dtype=np.float32)  # to precondition is not to solve
 
     def _curved(self, free: list[Indices], cuts: Indices, v_C: Array) -> Array:
         """Second derivatives of the loss of all classes, and of the ridge, times a vector."""
-        single, parts = self.columns_nP.dtype, np.split(v_C, cuts)
-        result = self.ridge * v_C
-        sums = np.split(result, cuts)
-        for rows in self._chunks():
-            p_Kc = np.exp(self.logits_Kn[:, rows] - self.norm_n[rows].astype(single))
-            rise_Kc = np.stack([self.columns_nP[rows, A] @ v.astype(single) for A, v in zip(free, parts, strict=True)])
-            rise_Kc *= p_Kc
-            p_Kc *= rise_Kc.sum(axis=0)
-            rise_Kc -= p_Kc
-            for A, risen_c, sum_A in zip(free, rise_Kc, sums, strict=True):
-                sum_A += risen_c @ self.columns_nP[rows, A] / self.rows
-        return result
+        vectors = self._sparse(np.concatenate(free), [len(A) for A in free], v_C)
+        result_C = torch.zeros(len(v_C), dtype=torch.float64, device=vectors.device)
+        for rows in self.block.chunks():
+            p_Kc, some_Pc = self._probabilities(rows).to(self.dtype), self.columns_Pn[:, rows].to(self.dtype)
+            rise_Kc = (vectors @ some_Pc).mul_(p_Kc)
+            rise_Kc -= p_Kc.mul_(rise_Kc.sum(dim=0))
+            result_C += torch.sparse.sampled_addmm(vectors, rise_Kc, some_Pc.T, beta=0).values()
+        return self.ridge * v_C + result_C.cpu().numpy() / self.rows
+
+    def _sparse(self, columns_C: Indices, sizes_K: list[int], values_C: Array) -> torch.Tensor:
+        """K×P, where each class has so many of these columns, in order."""
+        starts = np.concatenate([[0], np.cumsum(sizes_K)])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            return torch.sparse_csr_tensor(  # type: ignore[no-untyped-call]
+                torch.from_numpy(starts),
+                torch.from_numpy(columns_C),
+                self.block.here(values_C),
+                self.anchor.shape,
+                device=self.columns_Pn.device,
+                check_invariants=False,
+            )
 
     def _find_subgradient(self) -> None:
         """Of F, over all connections: first the gradient of the smooth part."""
-        found, single = self.subgradient, self.columns_nP.dtype
+        found = self.subgradient
         np.subtract(self.weights, self.anchor, out=found)
         found *= self.ridge
-        for rows in self._chunks():
-            error_Kc = self._probabilities(rows)
-            labels_c = self.labels_n[rows]
-            error_Kc[labels_c, np.arange(len(labels_c))] -= 1
-            found += (error_Kc / self.rows).astype(single) @ self.columns_nP[rows]
+        sums_KP = torch.from_numpy(found).to(self.columns_Pn.device)  # on a CPU it is `found`
+        for rows in self.block.chunks():
+            error_Kc, labels_c = self._probabilities(rows), self.labels_n[rows]
+            error_Kc[labels_c, torch.arange(len(labels_c), device=labels_c.device)] -= 1
+            sums_KP += error_Kc.div_(self.rows).to(self.dtype) @ self.columns_Pn[:, rows].to(self.dtype).T
+        torch.from_numpy(found).copy_(sums_KP)
         for k, gradient_P in enumerate(found):
             found[k] = subgradient(self.weights[k], gradient_P, self.l1 * self.off[k], self.floor[k])
 
-    def _probabilities(self, rows: slice) -> Array:
-        p_Kc: Array = self.logits_Kn[:, rows] - self.norm_n[rows]
-        return np.exp(p_Kc, out=p_Kc)
+    def _probabilities(self, rows: slice) -> torch.Tensor:
+        return (self.logits_Kn[:, rows] - self.norm_n[rows]).exp_()
 
     def _find_logits(self) -> None:
-        weights, single = self.weights, self.columns_nP.dtype
-        if np.count_nonzero(weights) > weights.size // _WIDE[0]:  # to pick nearly all columns would copy them
-            for rows in self._chunks():
-                self.logits_Kn[:, rows] = weights.astype(single) @ self.columns_nP[rows].T
-            return
-        for k, weights_P in enumerate(weights):
-            A = np.flatnonzero(weights_P)
-            self.logits_Kn[k] = self.columns_nP[:, A] @ weights_P[A].astype(single)
+        weights = self.weights
+        if np.count_nonzero(weights) > weights.size // _WIDE[0]:  # a dense product is as quick
+            weights_KP = self.block.here(weights)
+        else:
+            classes, columns = np.nonzero(weights)
+            sizes = np.bincount(classes, minlength=self.classes).tolist()
+            weights_KP = self._sparse(columns, sizes, weights[classes, columns])
+        for rows in self.block.chunks():
+            self.logits_Kn[:, rows] = weights_KP @ self.columns_Pn[:, rows].to(self.dtype)
 
     def _find_norm(self) -> None:
-        self.norm_n = np.empty(self.rows)
-        for rows in self._chunks():
-            highest_c = self.logits_Kn[:, rows].max(axis=0).astype(np.float64)
-            self.norm_n[rows] = highest_c
-            self.norm_n[rows] += np.log(self._probabilities(rows).sum(axis=0))
+        self.norm_n = self.logits_Kn.new_empty(self.rows, dtype=torch.float64)
+        for rows in self.block.chunks():
+            self.norm_n[rows] = self.logits_Kn[:, rows].amax(dim=0)
+            self.norm_n[rows] += self._probabilities(rows).sum(dim=0).log_()
 
     def _objective(self) -> float:
-        loss = float((self.norm_n - self.logits_Kn[self.labels_n, np.arange(self.rows)]).mean())
+        loss = float((self.norm_n - self.logits_Kn.gather(0, self.labels_n[None])[0]).mean())
         for weights_P, anchor_P, off_P in zip(self.weights, self.anchor, self.off, strict=True):
             away_P = weights_P - anchor_P
             loss += self.l1 * float(np.abs(weights_P[off_P]).sum()) + self.ridge / 2 * float(away_P @ away_P)
         return loss
 
-    def _chunks(self) -> list[slice]:
-        return [slice(first, first + _CHUNK) for first in range(0, self.rows, _CHUNK)]
+
+def _times_itself(some_Ac: torch.Tensor) -> torch.Tensor:
+    """The product with its transpose; numpy's computes but half of it."""
+    if some_Ac.device.type != "cpu":
+        return some_Ac @ some_Ac.T
+    some = some_Ac.numpy()
+    return torch.from_numpy(some @ some.T)

@@ -24,9 +24,11 @@ class Rows(NamedTuple):
     labels_n: np.ndarray
 
 
-def rows_by_split(blocks: Sequence[Callable[[], pa.Table]], columns: np.ndarray | None = None) -> dict[str, Rows]:
+def rows_by_split(
+    blocks: Sequence[Callable[[], pa.Table]], columns: np.ndarray | None = None, half: bool = False
+) -> dict[str, Rows]:
     """All rows of `SimilarityTask`'s tables; there is always a split `train`. columns: the prototypes that count, in this
-    order; all when None."""
+    order; all when None. half: the training rows in float16."""
     keys = pa.concat_tables([from_bytes(to_bytes(read().select(_KEYS))) for read in blocks])  # copies: blocks can go
     size = blocks[0]().schema.field("similarities").type.list_size
     width = size if columns is None else len(columns)
@@ -36,7 +38,8 @@ def rows_by_split(blocks: Sequence[Callable[[], pa.Table]], columns: np.ndarray 
     for name in dict.fromkeys(["train", *split_n]):
         rows = order_n[split_n[order_n] == name]
         place_n[rows] = np.arange(len(rows))
-        found[name] = Rows(np.empty((len(rows), width), np.float32, order="F"), labels_n[rows])
+        kept = np.float16 if half and name == "train" else np.float32
+        found[name] = Rows(np.empty((len(rows), width), kept, order="F"), labels_n[rows])
     first = 0
     for read in blocks:
         for batch in read()["similarities"].chunks:

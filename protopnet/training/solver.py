@@ -1,4 +1,4 @@
-"""The convex problem of the last layer: pure numpy, knows no Ray and no torch.
+"""The convex problem of the last layer; knows no Ray.
 
 Over the class connections W (K×P), with the similarities S (n×P) of the training images fixed:
 
@@ -14,13 +14,15 @@ of the minimum-norm subgradient of F at W: zero exactly at the optimum, in the u
 Because of the ridge, F(W) − min F ≤ ‖subgradient‖²/(2·ridge): `Solution.gap` is that certificate.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
+from protopnet.model.prototypes import true_float32
 from protopnet.training.proximal import Array, Metric, metric_of
 
 __all__ = ["Progress", "RowBlock", "SmoothLoss", "Solution", "add_up", "mean_over", "metric_over", "solve"]
@@ -29,6 +31,7 @@ _SLACK = 1e-9  # relative; a smaller rise of the objective is rounding
 _MOST_DOUBLINGS = 60
 # Numbers up to which a block is kept in float64: on few rows the rounding of float32 hides the descent.
 _MOST_DOUBLES = 1 << 20
+_CHUNK, _LARGE_CHUNK = 256, 1 << 14  # rows at a time on a CPU, elsewhere
 _SHRINK = 0.95  # of the curvature estimate after each step, so that it follows the loss down again
 
 
@@ -39,57 +42,78 @@ class SmoothLoss(Protocol):
 
 
 class RowBlock:
-    """The rows of the similarity matrix that one place holds. Sums, not means: blocks add up."""
+    """The rows of the similarity matrix that one place holds. Sums, not means: blocks add up.
 
-    def __init__(self, similarities: NDArray[Any], labels: ArrayLike, num_classes: int, chunk_rows: int = 2048) -> None:
-        self.labels = np.asarray(labels, dtype=np.int64)
-        kept = np.asarray(similarities)
-        single = kept.dtype == np.float32 and kept.size > _MOST_DOUBLES
-        self.similarities = kept if single else kept.astype(np.float64, copy=False)
-        self.num_classes = num_classes
-        self.chunk_rows = chunk_rows
-        if self.similarities.ndim != 2 or self.labels.shape != self.similarities.shape[:1]:
-            raise ValueError(f"{self.similarities.shape} similarities for {self.labels.shape} labels")
-        if not all(np.isfinite(self.similarities[rows]).all() for rows in self._chunks()):
-            raise ValueError("similarities that are not finite")
-        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < num_classes:
+    They stay on `device`, in their own type: in float16, if they come so, and all is exact for what float16 made of them.
+    Products are of float32 (of float64 where there are few rows), sums of float64; weights and gradients are numpy's.
+    """
+
+    def __init__(
+        self,
+        similarities: NDArray[Any],
+        labels: ArrayLike,
+        num_classes: int,
+        chunk_rows: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        labels_n, kept = np.asarray(labels, dtype=np.int64), np.asarray(similarities)
+        if kept.ndim != 2 or labels_n.shape != kept.shape[:1]:
+            raise ValueError(f"{kept.shape} similarities for {labels_n.shape} labels")
+        if len(labels_n) and not 0 <= labels_n.min() <= labels_n.max() < num_classes:
             raise ValueError(f"labels outside 0 … {num_classes - 1}")
+        self.num_classes = num_classes
+        self.chunk_rows = chunk_rows or (_CHUNK if torch.device(device).type == "cpu" else _LARGE_CHUNK)
+        large = kept.dtype in (np.float32, np.float16) and kept.size > _MOST_DOUBLES
+        self.dtype = torch.float32 if large else torch.float64
+        kept = kept if large else kept.astype(np.float64, copy=False)
+        self.columns_Pn = torch.from_numpy(kept.T).to(device)  # a prototype after another, where a column is contiguous
+        self.labels_n = torch.from_numpy(labels_n).to(device)
+        if kept.size and not all(bool(extreme.isfinite()) for extreme in self.columns_Pn.aminmax()):
+            raise ValueError("similarities that are not finite")
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.labels_n)
 
-    def _chunks(self) -> Iterator[slice]:
-        return (slice(first, first + self.chunk_rows) for first in range(0, len(self), self.chunk_rows))
+    def chunks(self) -> list[slice]:
+        """Rows that are worked on at a time, where there is a number for each row and class."""
+        return [slice(first, first + self.chunk_rows) for first in range(0, len(self), self.chunk_rows)]
+
+    def here(self, values: NDArray[Any]) -> torch.Tensor:
+        """Beside the rows, in the type of the products."""
+        return torch.tensor(values, dtype=self.dtype, device=self.columns_Pn.device)
 
     def loss_and_gradient(self, weights: Array) -> tuple[float, Array]:
         """Sum over the rows of the cross-entropy, and its gradient. Memory beyond the result: one chunk."""
         # Adding the same row to all classes changes no cross-entropy; without their common part logits are
         # small, and float32 similarities lose nothing that matters.
-        centred = (weights - weights.mean(axis=0)).astype(self.similarities.dtype)
-        loss, gradient = 0.0, np.zeros(weights.shape)
-        for rows in self._chunks():
-            part, residual = _cross_entropy(self.similarities[rows] @ centred.T, self.labels[rows])
-            loss += part
-            gradient += residual.T @ self.similarities[rows]
-        return loss, gradient
+        centred_KP, loss = self.here(weights - weights.mean(axis=0)), 0.0
+        gradient_KP = torch.zeros(weights.shape, dtype=torch.float64, device=centred_KP.device)
+        with true_float32():
+            for rows in self.chunks():
+                some_Pc = self.columns_Pn[:, rows].to(self.dtype)
+                part, residual_Kc = _cross_entropy(centred_KP @ some_Pc, self.labels_n[rows])
+                loss += part
+                gradient_KP += residual_Kc @ some_Pc.T
+        return loss, gradient_KP.cpu().numpy()
 
     def second_moment(self, vector: Array) -> Array:
         """SᵀS·vector, for `metric_over`."""
-        image = self.similarities @ vector.astype(self.similarities.dtype)
-        return np.asarray(image @ self.similarities, dtype=np.float64)
+        vector_P, result_P = self.here(vector), np.zeros(len(vector))
+        for rows in self.chunks():
+            some_Pc = self.columns_Pn[:, rows].to(self.dtype)
+            result_P += (some_Pc @ (vector_P @ some_Pc)).cpu().numpy()
+        return result_P
 
 
-def _cross_entropy(logits: NDArray[Any], labels: NDArray[np.int64]) -> tuple[float, NDArray[Any]]:
+def _cross_entropy(logits_Kc: torch.Tensor, labels_c: torch.Tensor) -> tuple[float, torch.Tensor]:
     """Sum of the cross-entropies, and softmax minus one-hot, which overwrites the logits."""
-    each = np.arange(len(labels))
-    logits -= logits.max(axis=1, keepdims=True)
-    own = logits[each, labels].astype(np.float64)
-    np.exp(logits, out=logits)
-    total = logits.sum(axis=1, keepdims=True)
-    loss = float((np.log(total[:, 0].astype(np.float64)) - own).sum())
-    logits /= total
-    logits[each, labels] -= 1
-    return loss, logits
+    logits_Kc -= logits_Kc.amax(dim=0)
+    own_c = logits_Kc.gather(0, labels_c[None])[0].double()
+    total_c = logits_Kc.exp_().sum(dim=0)
+    loss = float((total_c.double().log() - own_c).sum())
+    logits_Kc /= total_c
+    logits_Kc[labels_c, torch.arange(len(labels_c), device=labels_c.device)] -= 1
+    return loss, logits_Kc
 
 
 def add_up(parts: Iterable[tuple[float, Array]], rows: int) -> tuple[float, Array]:
@@ -106,7 +130,7 @@ def mean_over(blocks: Sequence[RowBlock]) -> SmoothLoss:
 
 def metric_over(blocks: Sequence[RowBlock]) -> Metric:
     """Metric for blocks in this process; for others: `metric_of` with a sum over their `second_moment`."""
-    size = blocks[0].similarities.shape[1]
+    size = len(blocks[0].columns_Pn)
     return metric_of(lambda v: np.sum([block.second_moment(v) for block in blocks], axis=0), size)
 
 

@@ -56,6 +56,14 @@ def test_a_node_without_training_images_has_none() -> None:
     assert found["train"].similarities_nP.shape == (0, 5)
 
 
+def test_training_rows_may_be_kept_in_half_precision() -> None:
+    found = rows_by_split([partial(unpack, block(np.arange(6), np.zeros(6, int), 5))], half=True)
+    assert found["train"].similarities_nP.dtype == np.float16
+    assert found["test"].similarities_nP.dtype == np.float32
+    expected = np.array([[0], [30]]) + np.arange(5) / 5
+    np.testing.assert_allclose(found["train"].similarities_nP, expected, rtol=2.0**-11)
+
+
 def test_rows_are_in_memory_once_beside_the_blocks() -> None:
     blocks = [block(3 * np.arange(500) + 1500 * number, np.zeros(500, int), 1000) for number in range(4)]
     size, usual = 4 * 2000 * 1000, pa.default_memory_pool()

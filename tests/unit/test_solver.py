@@ -1,12 +1,13 @@
 """The last-layer solver against independent solvers, and its properties."""
 
-import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
@@ -66,8 +67,8 @@ class Problem:
         options = {"tolerance": 1e-8, "max_iterations": 20000, "metric": metric, **options}
         return solve(mean_over(blocks), self.start, self.off_class, l1=self.l1, ridge=self.ridge, **options)
 
-    def solve_here(self, **options: object) -> Solution:
-        (block,) = self.blocks()
+    def solve_here(self, device: str = "cpu", **options: object) -> Solution:
+        block = RowBlock(self.similarities, self.labels, len(self.start), chunk_rows=40, device=device)
         options = {"tolerance": 1e-8, "max_iterations": 100, **options}
         return solve_here(block, self.start, self.off_class, l1=self.l1, ridge=self.ridge, **options)
 
@@ -126,7 +127,9 @@ WAYS: dict[str, Callable[..., Solution]] = {
     "plain": partial(Problem.solve, preconditioned=False),
     "newton": Problem.solve_here,
 }
-each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+on_gpu = pytest.param(partial(Problem.solve_here, device="cuda"), marks=GPU, id="newton-cuda")
+each_way = pytest.mark.parametrize("way", [*(pytest.param(way, id=name) for name, way in WAYS.items()), on_gpu])
 
 
 @each_way
@@ -202,6 +205,36 @@ def test_properties(
     assert solution.residual <= 1e-4
     objectives = np.array([progress.objective for progress in solution.history])
     assert (np.diff(objectives) <= 1e-5 * np.abs(objectives[:-1])).all()
+
+
+@pytest.mark.parametrize("seed", [0, 12])
+def test_a_step_that_no_exponent_holds_is_seen_as_what_it_is(seed: int) -> None:
+    """Few rows leave a class without curvature: its model leads thousands away."""
+    task = problem(6, 20, 5, seed=seed, mean=1.0)
+    task.l1 = 1.0
+    solution = task.solve_here(tolerance=1e-6)
+    assert solution.converged
+    assert (np.diff([progress.objective for progress in solution.history]) < 0).all()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_half_precision_is_exact_for_what_it_keeps(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr("protopnet.training.solver._MOST_DOUBLES", 0)
+    task = problem(300, 60, 6, mean=3, spread=0.25)
+    half = task.similarities.astype(np.float16)
+    block = RowBlock(half, task.labels, len(task.start), device=device)
+    assert block.columns_Pn.dtype == torch.float16
+    found = solve_here(block, task.start, task.off_class, l1=task.l1, ridge=task.ridge)
+    task.similarities = half
+    assert found.converged
+    assert found.objective == pytest.approx(task.objective(found.weights), rel=1e-6)
+    loss, gradient = block.loss_and_gradient(found.weights)
+    monkeypatch.undo()
+    expected_loss, expected = RowBlock(half.astype(float), task.labels, len(task.start)).loss_and_gradient(
+        found.weights
+    )
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    np.testing.assert_allclose(gradient, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("kind", [np.float64, np.float32])
@@ -312,21 +345,32 @@ def test_newton_takes_in_what_is_missing_and_needs_few_cycles(monkeypatch: pytes
 
 def test_beside_the_rows_little_is_in_memory() -> None:
     random, classes = np.random.default_rng(0), 20
-    labels, of_prototype = np.arange(8000) % classes, np.arange(400) % classes
-    centres, noise = random.standard_normal((classes, 32)), random.standard_normal
-    similarities = (centres[labels] + noise((8000, 32))) @ (centres[of_prototype] + noise((400, 32))).T / 64
+    labels, of_prototype = np.arange(16000) % classes, np.arange(800) % classes
+    centres, noise = (
+        random.standard_normal((classes, 32), np.float32),
+        partial(random.standard_normal, dtype=np.float32),
+    )
+    similarities = (centres[labels] + noise((16000, 32))) @ (centres[of_prototype] + noise((800, 32))).T / 64
+    similarities = np.asfortranarray(similarities)
     off = off_class_KP(of_prototype, classes)
     places = anchor_KP(off, 1.0), off
-    peaks = []
-    for rows in (20, 8000):  # the first one loads what numpy loads late
-        block = RowBlock(np.asfortranarray(similarities[:rows], np.float32), labels[:rows], classes)
-        tracemalloc.start()
+    grown = []
+    for rows in (2000, 16000):  # the first one loads what is loaded late
+        block = RowBlock(np.asfortranarray(similarities[:rows]), labels[:rows], classes)
+        before = peak_bytes(reset=True)
         found = solve_here(block, *places, l1=1e-4, ridge=1e-4, initial=np.where(off, -0.5, 1.0))
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert block.similarities.dtype == np.float32
+        grown.append(peak_bytes() - before)
+    assert block.dtype == torch.float32
     assert found.converged
-    assert peaks[1] < 0.45 * block.similarities.nbytes  # of so few prototypes a class the logits alone are a twentieth
+    assert grown[1] < 0.45 * block.columns_Pn.nbytes  # the logits alone are a fortieth
+
+
+def peak_bytes(reset: bool = False) -> int:
+    """The most that the process had in memory, or has now."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 
 def test_a_dense_optimum_is_left_to_the_other_solver(monkeypatch: pytest.MonkeyPatch) -> None:
