@@ -49,8 +49,8 @@ class SimilarityTask(NetworkTask):
 class RowStore:
     """The similarity rows of one node: training rows as a `RowBlock`, the others for evaluation.
 
-    `columns`: the prototypes that count, in this order; all when None. half: training rows are kept in float16. Its methods change nothing, so a lost process
-    is replaced and asked again.
+    `columns`: the prototypes that count, in this order; all when None. half: training rows are kept in float16. Its
+    methods change nothing, so a lost process is replaced and asked again.
     """
 
     def __init__(
