@@ -85,3 +85,19 @@ def assert_contrast_adds_up(card: Any) -> None:
     *rest, total = (number(text) for text in card.locator("tfoot .points").all_inner_texts())
     assert differences
     assert sum(differences) + sum(rest) == total
+
+
+def as_file(data: bytes) -> dict[str, Any]:
+    return {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": data}
+
+
+def open_card(page: Any, place: int) -> Any:
+    card = page.locator("#classes details:not(.contrast)").nth(place)
+    if card.get_attribute("open") is None:
+        card.locator("summary").click()
+    return card
+
+
+def wide(page: Any) -> int:
+    """By how many pixels the page is wider than the window."""
+    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")

@@ -346,6 +346,5 @@ def test_kept_connections_are_only_measured(
 def test_without_images_to_measure_on(corrector: Correct, dataset: Dataset, options: Callable) -> None:
     corrections = corrector(remove=[5])
     corrections.dataset = Dataset(dataset.classes, dataset.split("train"), dataset.source, dataset.errors)
-    correction = corrections.run(options(), LineReporter())
-    measured = resolve(corrections, correction, options(), keep_connections=True)
+    measured = resolve(corrections, corrections.run(options(), LineReporter()), options(), keep_connections=True)
     assert measured == Rewritten(measured.network, {}, {}, {}, None)

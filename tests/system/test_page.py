@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsing import assert_adds_up, assert_contrast_adds_up, rows, watched
+from browsing import as_file, assert_adds_up, assert_contrast_adds_up, open_card, rows, watched, wide
 from PIL import ExifTags, Image
 from serving import CLASSES, Client, local_app, photo
 
@@ -65,10 +65,6 @@ def bird(test_data: Path) -> bytes:
     return sorted((test_data / "cub100/test").glob("012*/*.jpg"))[0].read_bytes()
 
 
-def as_file(data: bytes) -> dict[str, Any]:
-    return {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": data}
-
-
 def bring(page: Any, data: bytes) -> None:
     """Choose a photo, and wait until its evidence is shown."""
     page.set_input_files("#file", as_file(data))
@@ -79,18 +75,6 @@ def bring(page: Any, data: bytes) -> None:
 def explained(client: Client, data: bytes) -> Any:
     """What the service answers to the page's request."""
     return client.post("/v1/explain?top_classes=3&top_prototypes=5", data).json["images"][0]
-
-
-def open_card(page: Any, place: int) -> Any:
-    card = page.locator("#classes details:not(.contrast)").nth(place)
-    if card.get_attribute("open") is None:
-        card.locator("summary").click()
-    return card
-
-
-def wide(page: Any) -> int:
-    """By how many pixels the page is wider than the window."""
-    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
 # --------------------------------------------------------------------------------------------- a photo

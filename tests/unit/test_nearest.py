@@ -1,155 +1,20 @@
 """The nearest patches: the authors' figures, a brute force search, and no dependence on how images are cut."""
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from patch_search import Search, places
 
-from protopnet.model.boxes import activation_boxes, receptive_field_boxes
-from protopnet.model.prototypes import distance_maps, similarity
-from protopnet.model.receptive_field import ReceptiveField
 from protopnet.passes.candidates import (
     CANDIDATE_SCHEMA,
     Cutoff,
     Reducer,
-    local_nearest,
-    merge_nearest,
     rank_of_image,
     rounding,
 )
-from protopnet.passes.push import choose
-
-GOLDEN = Path(__file__).parent.parent / "golden"
-META = json.loads((GOLDEN / "meta.json").read_text())
-
-Place = tuple[int, int, int]  # image, row, column
-Candidate = tuple[float, int, int, int]  # distance and place
-
-
-@dataclass
-class Search:
-    """Latent maps with labels, and prototypes with classes; image ids are the places in the list."""
-
-    latents: torch.Tensor
-    labels: np.ndarray
-    prototypes: torch.Tensor
-    classes: np.ndarray
-    kind: str = "log"
-
-    def nearest(
-        self, k: int, images: np.ndarray | None = None, batch: int = 16, spare: int = 0, **options: bool
-    ) -> pa.Table:
-        """The map over batches of these images, and its reduce."""
-        images = np.arange(len(self.labels)) if images is None else images
-        cuts = [images[start : start + batch] for start in range(0, len(images), batch)]
-        return merge_nearest([self.map(cut, k, spare=spare, **options) for cut in cuts], k, spare)
-
-    def map(
-        self, images: np.ndarray, k: int, any_class: bool = False, one_per_image: bool = False, spare: int = 0
-    ) -> pa.Table:
-        return local_nearest(
-            self.latents[torch.from_numpy(images)],
-            images,
-            self.labels[images],
-            self.prototypes,
-            self.kind,
-            k,
-            prototype_class_P=None if any_class else self.classes,
-            one_per_image=one_per_image,
-            spare=spare,
-        )
-
-    def all_patches(self, prototype: int, any_class: bool = False) -> list[Candidate]:
-        """Every patch that the prototype may see, the nearest first, in float64 by the definition."""
-        p = self.prototypes[prototype].double().numpy()
-        _, h, w = p.shape
-        found = []
-        for image, latent in enumerate(self.latents.double().numpy()):
-            if any_class or self.labels[image] == self.classes[prototype]:
-                for row in range(latent.shape[1] - h + 1):
-                    for column in range(latent.shape[2] - w + 1):
-                        patch = latent[:, row : row + h, column : column + w]
-                        found.append((float(((patch - p) ** 2).sum()), image, row, column))
-        return sorted(found)
-
-
-def places(table: pa.Table, prototype: int) -> list[Place]:
-    own = table.filter(pa.compute.equal(table["prototype"], prototype))
-    return list(zip(own["image_id"].to_pylist(), own["row"].to_pylist(), own["column"].to_pylist(), strict=True))
-
-
-# ------------------------------------------------------------------------------------- the authors' figures
-
-
-@pytest.mark.parametrize("case", ["push_1x1", "push_2x2"])
-class TestTheAuthorsPush:
-    @pytest.fixture
-    def figures(self, case: str) -> dict[str, torch.Tensor]:
-        return load_file(GOLDEN / f"{case}.safetensors")
-
-    @pytest.fixture
-    def search(self, figures: dict[str, torch.Tensor]) -> Search:
-        prototypes, classes = figures["prototypes"], figures["prototype_class"].numpy()
-        return Search(figures["latents"], figures["labels"].numpy(), prototypes, classes)
-
-    @pytest.fixture
-    def chosen(self, search: Search) -> pa.Table:
-        return choose(search.nearest(1), search.classes, distinct=False)
-
-    def test_prototypes_become_their_patches(self, figures: dict[str, torch.Tensor], chosen: pa.Table) -> None:
-        vectors = torch.from_numpy(np.stack(chosen["vector"].to_numpy()))
-        assert torch.equal(vectors, figures["projected"].flatten(1))
-
-    def test_from_their_images(self, case: str, figures: dict[str, torch.Tensor], chosen: pa.Table) -> None:
-        for boxes in (figures["bound_boxes"], figures["receptive_field_boxes"]):
-            assert chosen["image_id"].to_pylist() == boxes[:, 0].tolist()
-            assert chosen["label"].to_pylist() == boxes[:, 5].tolist()
-
-    def test_of_equal_patches_the_earlier_image_wins(self, case: str, search: Search) -> None:
-        first, second = META[case]["duplicate"]
-        h, w = search.prototypes.shape[2:]
-        search.prototypes = search.latents[second : second + 1, :, 2 : 2 + h, 3 : 3 + w].clone()
-        search.classes = search.labels[second : second + 1]
-        best = search.nearest(2).to_pylist()
-        assert [row["image_id"] for row in best] == [first, second]
-        assert [row["distance"] for row in best] == [0, 0]
-
-    def test_receptive_fields_are_theirs(self, case: str, figures: dict[str, torch.Tensor], chosen: pa.Table) -> None:
-        cells = list(zip(chosen["row"].to_pylist(), chosen["column"].to_pylist(), strict=True))
-        boxes = receptive_field_boxes(cells, ReceptiveField(*META[case]["rf_info"]), META[case]["image_size"])
-        assert as_theirs(boxes) == figures["receptive_field_boxes"][:, 1:5].tolist()
-
-    def test_boxes_around_high_activation_are_theirs(
-        self, case: str, figures: dict[str, torch.Tensor], search: Search, chosen: pa.Table
-    ) -> None:
-        maps = distance_maps(search.latents, search.prototypes, "log")
-        own = maps[chosen["image_id"].to_numpy().copy(), torch.arange(len(search.classes))]
-        boxes = activation_boxes(similarity(own, "log"), META[case]["image_size"])
-        assert as_theirs(boxes) == figures["bound_boxes"][:, 1:5].tolist()
-
-
-def test_pruning_removes_what_they_remove() -> None:
-    """They count among the 6 images with the nearest patches those of the prototype's class: fewer than 3, and it goes."""
-    figures = load_file(GOLDEN / "push_1x1.safetensors")
-    own = figures["prototype_class"].numpy()
-    search = Search(figures["latents"], figures["labels"].numpy(), figures["prototypes"], own)
-    nearest = search.nearest(6, any_class=True, one_per_image=True)
-    classes = nearest["label"].to_numpy().reshape(-1, 6)
-    assert classes.tolist() == figures["nearest6_classes"].tolist()
-    assert np.flatnonzero((classes == own[:, None]).sum(1) < 3).tolist() == figures["pruned_k6_t3"].tolist()
-
-
-def as_theirs(boxes: np.ndarray) -> list[list[int]]:
-    top, left, bottom, right = boxes.T
-    return np.stack([top, bottom, left, right], axis=1).tolist()
-
 
 # ------------------------------------------------------------------------------------------------- properties
 
