@@ -28,6 +28,7 @@ workbench: $(VENV)/.installed
 	$(BIN)/python jobs/workbench.py $(or $(ARGS),runs/quickstart/bundle runs/quickstart/stages/00-data)
 
 test: lint unit
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/networks $(ARGS)
 	$(BIN)/python -m pytest tests/ray tests/system $(ARGS)
 
 unit: $(VENV)/.installed

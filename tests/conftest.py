@@ -1,4 +1,5 @@
-"""What all tests share. tests/unit needs no Ray; tests/ray share one local Ray; tests/system start jobs of their own."""
+"""What all tests share. tests/unit and tests/networks (real ones, of torchvision and timm) need no Ray; tests/ray share one
+local Ray; tests/system start jobs of their own."""
 
 import logging
 import os
