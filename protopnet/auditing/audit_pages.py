@@ -27,7 +27,7 @@ _PICTURES = 3  # of a finding on the first page
 _KIND_NOTES = {
     "confused": "Prototypes of two classes look much the same to the network, so that one may be taken for the other.",
     "other-classes": "Few of the training images most like the prototype are of its class.",
-    "background": "What the prototype sees lies outside the outline of the key points.",
+    "background": "What the prototype sees lies beside the object: off its mask, or outside the outline of its key points.",
     "same-place": "The images most like it are so at one place by the edge: a label, a watermark or a frame.",
     "borrowed": "Most points for the class on its own images come from prototypes of other classes.",
     "repeated": "Two prototypes of a class are the same patch or nearly the same.",

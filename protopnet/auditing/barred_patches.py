@@ -42,7 +42,7 @@ class Barred:
 @dataclass(frozen=True)
 class BarredRegion:
     """A place on every training image, or on those of a class, or on one: a box in shares of height and width, or the
-    background, which is all outside the outline of an image's key points (images without an outline have none)."""
+    background, which is all beside the object's mask or outside the outline of its key points (where there is either)."""
 
     region: Region
     class_name: str | None = None
@@ -158,8 +158,8 @@ def _patches_barred(
         if isinstance(region, Barred):
             continue
         if region.region == "background":
-            for image in region.of(rows).select(["image_id", "parts"]).to_pylist():
-                yield image["image_id"], _off_object(image["parts"], *shape)
+            for image in region.of(rows).select(["image_id", "parts", "object"]).to_pylist():
+                yield image["image_id"], _off_object(image["parts"], image["object"], *shape)
             continue
         top, left, bottom, right = region.region
         inner = (top + _EDGE, left + _EDGE, bottom - _EDGE, right - _EDGE)
@@ -167,12 +167,14 @@ def _patches_barred(
         yield from ((image_id, patches) for image_id in region.of(rows)["image_id"].to_pylist())
 
 
-def _off_object(parts: Any, map_shape: tuple[int, int], prototype_shape: tuple[int, int]) -> np.ndarray:
+def _off_object(
+    parts: Any, grid: bytes | None, map_shape: tuple[int, int], prototype_shape: tuple[int, int]
+) -> np.ndarray:
     """Patches of which nothing lies on what the image shows."""
     rows, columns = (c - p + 1 for c, p in zip(map_shape, prototype_shape, strict=True))
     y, x = (((np.arange(cells * _SAMPLES) + 0.5) / (cells * _SAMPLES)) for cells in map_shape)
     places_N2 = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    on_N = on_object(places_N2, parts)
+    on_N = on_object(places_N2, parts, grid)
     if on_N is None:
         return np.zeros((rows, columns), dtype=bool)
     samples = on_N.reshape(map_shape[0], _SAMPLES, map_shape[1], _SAMPLES)

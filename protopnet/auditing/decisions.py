@@ -92,7 +92,7 @@ class NotInRegion(_Decision):
     decide: Literal["not-in-region"] = "not-in-region"
     region: Region = Field(
         description="top, left, bottom, right in shares of the image's height and width; background: all that lies "
-        "outside the outline of the key points"
+        "beside the object's mask, or outside the outline of its key points"
     )
     class_name: str | None = Field(None, alias="class", description="on images of this class only")
     sha256: str | None = Field(None, description="on this image only")

@@ -57,8 +57,8 @@ class AuditSettings(Section):
         0.25,
         ge=0,
         le=1,
-        description="flag a prototype of whose nearest training patches less than this share lies within the outline of "
-        "the image's key points",
+        description="flag a prototype of whose nearest training patches less than this share lies on the "
+        "object: on its mask or box, else within the outline of the image's key points",
     )
     edge: float = Field(
         0.2,
@@ -169,7 +169,7 @@ def background(numbers: pa.Table, settings: AuditSettings) -> Iterable[Finding]:
         if share is not None and share < settings.on_object:
             text = (
                 f"Of what prototype {row['prototype']} sees in the training images most like it, only {100 * share:.0f} % "
-                "lies on the object (within the outline of its key points)."
+                "lies on the object."
             )
             severity = 3 if share < settings.on_object / 2 else 2
             yield Finding(severity, "background", row["class"], (row["prototype"],), text)

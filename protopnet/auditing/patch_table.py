@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from protopnet.datasets.masks import on_mask
 from protopnet.model.boxes import PERCENTILE, upsample
 from protopnet.passes.candidates import rank_within_prototype
 from protopnet.quality.key_points import PATCH
@@ -31,7 +32,7 @@ NEAREST_SCHEMA = pa.schema(
         ("row", pa.int32()),
         ("column", pa.int32()),
         ("box", _BOX),
-        ("on_object", pa.float64()),  # share of what is most active that lies on the object; null without key points
+        ("on_object", pa.float64()),  # share of what is most active that lies on the object; null where nothing tells
         ("activation_map", pa.list_(pa.list_(pa.float32()))),
     ]
 )
@@ -82,12 +83,17 @@ def most_active(maps_NHW: torch.Tensor) -> list[np.ndarray]:
     ]
 
 
-def on_object(places_N2: np.ndarray, points: Sequence[Mapping[str, Any]] | None) -> np.ndarray | None:
-    """Which places are on what the image shows: within the outline (convex hull) of its key points or within `PATCH` of
-    one, since parts reach beyond their key points. x, y in fractions of the image.
+def on_object(
+    places_N2: np.ndarray, points: Sequence[Mapping[str, Any]] | None, grid: bytes | None = None
+) -> np.ndarray | None:
+    """Which places are on what the image shows: on its mask where it has one (`datasets/masks.py`), else within the
+    outline (convex hull) of its key points or within `PATCH` of one, since parts reach beyond their key points. x, y in
+    fractions of the image.
 
-    None with fewer than three points that aren't on one line: there is no outline.
+    None without a mask and with fewer than three points that aren't on one line: there is no outline.
     """
+    if grid is not None:
+        return on_mask(places_N2, grid)
     points_M2 = np.array([(point["x"], point["y"]) for point in points or []]).reshape(-1, 2)
     outline_N2 = _hull(points_M2)
     if len(outline_N2) < 3:
@@ -100,9 +106,11 @@ def on_object(places_N2: np.ndarray, points: Sequence[Mapping[str, Any]] | None)
     return inside_N | near_N
 
 
-def share_on_object(places_N2: np.ndarray, points: Sequence[Mapping[str, Any]] | None) -> float | None:
-    """Share of places that are on the object; None where there is no outline."""
-    on_N = on_object(places_N2, points)
+def share_on_object(
+    places_N2: np.ndarray, points: Sequence[Mapping[str, Any]] | None, grid: bytes | None = None
+) -> float | None:
+    """Share of places that are on the object; None where nothing tells."""
+    on_N = on_object(places_N2, points, grid)
     return None if on_N is None else float(on_N.mean())
 
 
@@ -126,14 +134,15 @@ def _turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]
 
 
 def _on_object(seen: pa.Table, rows: pa.Table) -> list[float | None]:
-    points = pc.take(rows["parts"], pc.index_in(seen["image_id"], value_set=rows["image_id"].combine_chunks()))
-    if points.null_count == len(points):
+    at = pc.index_in(seen["image_id"], value_set=rows["image_id"].combine_chunks())
+    points, grids = pc.take(rows["parts"], at), pc.take(rows["object"], at)
+    if points.null_count == grids.null_count == len(points):
         return [None] * len(points)
     shares: list[float | None] = []
     for start in range(0, len(seen), _CHUNK):
         maps_NHW = torch.tensor(seen["activation_map"].slice(start, _CHUNK).to_pylist())
-        known = points.slice(start, _CHUNK).to_pylist()
-        shares += [share_on_object(*pair) for pair in zip(most_active(maps_NHW), known, strict=True)]
+        known = (column.slice(start, _CHUNK).to_pylist() for column in (points, grids))
+        shares += [share_on_object(*each) for each in zip(most_active(maps_NHW), *known, strict=True)]
     return shares
 
 

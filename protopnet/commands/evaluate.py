@@ -6,7 +6,7 @@ python jobs/evaluate.py runs/cub20/bundle CUB_200_2011 --classes 20 --quality
 
 The data may be class folders, CUB-200-2011 in its official layout, or shards of jobs/prepare.py. How good the
 explanations are (--quality) can be said in full where the images have key points: CUB-200-2011, generated birds, class
-folders with a parts.csv.
+folders with a parts.csv. Masks or boxes tell how much of the evidence is on the object.
 """
 
 from collections.abc import Mapping
@@ -44,6 +44,7 @@ class EvaluateSettings(Section):
     output: str = Field("evaluation", description="folder for metrics.json and predictions.parquet")
     classes: int | list[str] | None = Field(None, description="only the first N classes, or only the classes named")
     crop: Literal["boxes", "none"] = Field("boxes", description="for CUB: crop to bounding boxes, or full images")
+    masks: str | None = Field(None, description="folder with a mask of the object an image, as data.masks of training")
     quality: bool = Field(False, description="also measure how good the explanations are")
     curve_images: int = Field(
         200, ge=0, description="images, drawn at random, that deletion, insertion and misalignment are measured on"
@@ -82,6 +83,7 @@ def _evaluate(settings: EvaluateSettings) -> tuple[dict[str, Any], str]:
         path=settings.data,
         classes=settings.classes,
         crop=settings.crop,
+        masks=settings.masks,
         max_pixels=settings.max_pixels,
         validation=0,
         test=0,

@@ -45,6 +45,13 @@ class AugmentSettings(Section):
     rotate: float = Field(15, ge=0, le=45, description="largest rotation in degrees")
     skew: float = Field(0.2, ge=0, le=0.5, description="largest skew as a share of the longer side")
     shear: float = Field(10, ge=0, le=45, description="largest shear in degrees")
+    keep_object: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="where an image has a mask or box: draw until this share of the object is seen (10 times at most); "
+        "0 is the published recipe",
+    )
 
 
 class TrainSettings(Section):

@@ -52,6 +52,11 @@ class DataSettings(Section):
     crop: Literal["boxes", "none"] = Field(
         "boxes", description="for cub: crop each image to its bounding box, or keep the full image"
     )
+    masks: str | None = Field(
+        None,
+        description="folder, a local path or s3://…, with a mask of the object an image, at the image's own path (folder: "
+        "below data.path, cub: below images/); lists have a column mask or box",
+    )
     validation: float = Field(
         0.1, ge=0, lt=1, description="share of each class's training images that is kept for validation"
     )
@@ -82,6 +87,15 @@ class DataSettings(Section):
         ge=1,
         description="threads that decode images beside each training worker; the machine's cores shared out when left out",
     )
+
+    @model_validator(mode="after")
+    def _masks_of_files(self) -> "DataSettings":
+        if self.masks is not None and self.source not in ("folder", "cub"):
+            raise ValueError(
+                f"data.masks is for data.source folder or cub, not {self.source}: a list has a column mask or box, "
+                "shards have what they were prepared with"
+            )
+        return self
 
 
 class BirdSettings(Section):

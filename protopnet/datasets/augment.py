@@ -43,6 +43,8 @@ CORNER_PROBABILITY = 1 / 32
 # wide as high.
 MIN_KEPT = 0.25
 
+TRIES = 10  # draws of a view that is to keep the object
+
 # Corners of the image in the order of `_SKEWS`: top left, top right, bottom right, bottom left.
 _UNIT_CORNERS = np.array([(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
 
@@ -109,6 +111,29 @@ def draw(settings: AugmentSettings, width: int, height: int, rng: np.random.Gene
             kind, (amount, matrix) = "shear", _draw_shear(int(settings.shear), width, height, rng)
     flipped = bool(rng.random() < FLIP_PROBABILITY)
     return Warp(kind, amount, flipped, matrix @ _FLIP if flipped else matrix)
+
+
+def draw_keeping(
+    settings: AugmentSettings, width: int, height: int, rng: np.random.Generator, object_N2: np.ndarray
+) -> Warp:
+    """As `draw`, again until `settings.keep_object` of the object is seen; of `TRIES` draws without that the one that shows
+    most. object_N2: places on it, x and y in fractions of the image."""
+    best, most = draw(settings, width, height, rng), -1.0
+    warp = best
+    for _ in range(TRIES):
+        if (share := seen_of(object_N2, warp)) > most:
+            best, most = warp, share
+        if most >= settings.keep_object:
+            break
+        warp = draw(settings, width, height, rng)
+    return best
+
+
+def seen_of(places_N2: np.ndarray, warp: Warp) -> float:
+    """Share of places of the source image that are in the picture."""
+    homogeneous_N3 = np.column_stack([places_N2, np.ones(len(places_N2))]) @ np.linalg.inv(warp.matrix).T
+    view_N2 = homogeneous_N3[:, :2] / homogeneous_N3[:, 2:]
+    return float(((view_N2 >= 0) & (view_N2 <= 1)).all(1).mean())
 
 
 def apply(image: Image.Image, warp: Warp, size: int) -> np.ndarray:

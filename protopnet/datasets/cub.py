@@ -1,7 +1,8 @@
 """CUB-200-2011 in its official layout: images.txt, classes.txt, …, parts/, images/ in one folder.
 
 The official split is kept, images are cropped to their bounding boxes (or left whole), and the visible key
-points are carried along as fractions of what is left of the image.
+points are carried along as fractions of what is left of the image, and so is where the bird is: a mask of `data.masks` (the
+dataset's segmentations/), else the box on whole images.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from PIL import Image
 
 from protopnet import storage
 from protopnet.config import DataSettings
+from protopnet.datasets.masks import masks_for, of_box, read_mask
 from protopnet.datasets.pool import ordered, threads_for
 from protopnet.datasets.rows import BadRow
 from protopnet.datasets.splits import chosen_classes
@@ -50,8 +52,9 @@ def cub_rows(path: str, settings: DataSettings) -> Iterator[dict[str, Any] | Bad
     """
     root = storage.located(path)
     photos = _photos(root, cub_classes(root, settings))
+    masks = masks_for(settings.masks, [photo.path for photo in photos]) if settings.masks else {}
     image_id = 0
-    for row in ordered(lambda photo: _row(root, photo, settings), photos, threads_for(root)):
+    for row in ordered(lambda photo: _row(root, photo, masks.get(photo.path), settings), photos, threads_for(root)):
         if isinstance(row, dict):
             row["image_id"] = image_id
             image_id += 1
@@ -105,16 +108,16 @@ def _visible_points(root: str) -> dict[str, list[tuple[str, float, float]]]:
     return points
 
 
-def _row(root: str, photo: _Photo, settings: DataSettings) -> dict[str, Any] | BadRow:
+def _row(root: str, photo: _Photo, mask: str | None, settings: DataSettings) -> dict[str, Any] | BadRow:
     uri = storage.join(root, "images", photo.path)
     try:
         data = storage.read_bytes(uri)
         if settings.crop == "none":
-            width, height = verify(data, settings.max_pixels)
-            box = (0, 0, width, height)
+            size = verify(data, settings.max_pixels)
+            box, grid = (0, 0, *size), of_box(photo.box, size)
         else:
             image = decode(data, max_pixels=settings.max_pixels)
-            box = _pixel_box(photo.box, image)
+            box, size, grid = _pixel_box(photo.box, image), image.size, None
             data = _jpeg(image.crop(box))
             uri += f"#xywh={box[0]},{box[1]},{box[2] - box[0]},{box[3] - box[1]}"
     except BadImage as error:
@@ -131,6 +134,7 @@ def _row(root: str, photo: _Photo, settings: DataSettings) -> dict[str, Any] | B
         "height": box[3] - box[1],
         "sha256": hashlib.sha256(data).hexdigest(),
         "parts": _fractions(photo.points, box),
+        "object": read_mask(mask, size, box) if mask else grid,
     }
 
 

@@ -5,6 +5,7 @@
     flowers/Test/rose/7.jpg
     flowers/parts.csv                optional key points: a line `image,part,x,y` each, the image as a path
                                      below flowers/, x and y in fractions of its width and height
+    masks/rose/1.png                 optional masks in a folder of their own (`data.masks`)
 
 Every image is read once and decoded to its end, so that training meets no surprises; an image that fails is
 listed in `errors` with the reason. Files that aren't images by their suffix are left alone, and so are leftovers
@@ -17,7 +18,7 @@ import io
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ from protopnet import storage
 from protopnet.config import DataSettings
 from protopnet.datasets.files import Passed, is_leftover
 from protopnet.datasets.layout import layout_of
+from protopnet.datasets.masks import masks_for, of_box, read_mask
 from protopnet.datasets.pool import ordered, threads_for
 from protopnet.datasets.rows import MANIFEST_SCHEMA, BadRow, Dataset, error_table
 from protopnet.datasets.splits import chosen_classes, renumbered, with_splits
@@ -38,12 +40,15 @@ Progress = Callable[[int, int | None], None]  # images done, images in all where
 
 @dataclass(frozen=True)
 class Found:
-    """An image file before it is read; `path` is relative to the dataset's folder."""
+    """An image file before it is read; `path` is relative to the dataset's folder. mask: where one is. box: of the
+    object, in pixels (left, top, width, height)."""
 
     path: str
     uri: str
     class_name: str
     split: str
+    mask: str | None = None
+    box: tuple[float, float, float, float] | None = None
 
 
 def scan_folder(path: str, settings: DataSettings, seed: int, progress: Progress | None = None) -> Dataset:
@@ -55,6 +60,10 @@ def scan_folder(path: str, settings: DataSettings, seed: int, progress: Progress
     root = storage.located(path)
     if not storage.is_folder(root):
         raise UserError(f"{path} isn't a folder (data.path); expected one sub-folder of images a class")
+    if settings.masks and f"{storage.located(settings.masks)}/".startswith(f"{root}/"):
+        raise UserError(
+            f"data.masks {settings.masks} lies in data.path, where it would be a class: move it beside {path}"
+        )
     found, names, passed = list_images(root)
     parts, unusable = _read_parts(root)
     source = {"kind": "folder", "path": root, "crop": "none"}
@@ -82,6 +91,9 @@ def read_found(
     classes, parts = chosen_classes(names, settings.classes), parts or {}
     label_of = {name: label for label, name in enumerate(classes)}
     found = sorted((f for f in found if f.class_name in label_of), key=lambda f: (f.class_name, f.path))
+    if settings.masks and source["kind"] == "folder":
+        masks = masks_for(settings.masks, [f.path for f in found])
+        found = [replace(f, mask=masks[f.path]) for f in found]
     pieces: list[pa.Table] = [MANIFEST_SCHEMA.empty_table()]
     rows: list[dict[str, Any]] = []
     errors: list[BadRow] = []
@@ -151,10 +163,25 @@ def _check(image: Found, max_pixels: int) -> dict[str, Any] | BadRow:
         "width": width,
         "height": height,
         "sha256": hashlib.sha256(data).hexdigest(),
+        "object": _object_of(image, (width, height)),
         "file": image.uri,
         "row_group": -1,
         "row": -1,
     }
+
+
+def _object_of(image: Found, size: tuple[int, int]) -> bytes | None:
+    if image.mask:
+        return read_mask(image.mask, size)
+    if image.box is None:
+        return None
+    left, top, width, height = image.box
+    if min(left, top) < -1 or left + width > size[0] + 1 or top + height > size[1] + 1:
+        raise UserError(
+            f"{image.uri}: the box {left:g},{top:g},{width:g},{height:g} reaches beyond the image of {size[0]} x {size[1]} "
+            "pixels; expected left,top,width,height in pixels"
+        )
+    return of_box(image.box, size)
 
 
 def _read_parts(root: str) -> tuple[dict[str, list[dict[str, Any]]], str]:

@@ -17,6 +17,8 @@ from protopnet.words import first_few
 URI_COLUMNS = ("uri", "path", "file", "image")
 LABEL_COLUMNS = ("label", "class", "class_name", "category")
 SPLIT_COLUMNS = ("split", "set", "subset")
+MASK_COLUMNS = ("mask", "segmentation")
+BOX_COLUMNS = ("box", "bbox", "bounding_box")
 
 _NAMES = {
     "train": "train training trn",

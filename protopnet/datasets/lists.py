@@ -9,6 +9,7 @@ Locations that are relative are meant from the list's own folder.
 import csv
 import io
 import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from protopnet import storage
 from protopnet.config import DataSettings
 from protopnet.datasets.folders import Found, Progress, read_found
-from protopnet.datasets.layout import LABEL_COLUMNS, SPLIT_COLUMNS, URI_COLUMNS, split_of
+from protopnet.datasets.layout import BOX_COLUMNS, LABEL_COLUMNS, MASK_COLUMNS, SPLIT_COLUMNS, URI_COLUMNS, split_of
 from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
 from protopnet.filesystems import unsupported
@@ -56,20 +57,36 @@ def labelled(root: str) -> tuple[list[Found], list[str]]:
         raise UserError(
             f"{root} is no list (data.path); expected a file {', '.join(LISTS[1:])} with columns uri and label"
         )
-    found = [_found(entry) for entry in listed(root, (LABEL_COLUMNS, SPLIT_COLUMNS))]
+    columns = (LABEL_COLUMNS, SPLIT_COLUMNS, MASK_COLUMNS, BOX_COLUMNS)
+    found = [_found(entry, root) for entry in listed(root, columns)]
     if not found:
         raise UserError(f"{root} names no images (data.path)")
     return found, sorted({image.class_name for image in found})
 
 
-def _found(entry: Entry) -> Found:
+def _found(entry: Entry, root: str) -> Found:
     label, split = entry.values["label"], entry.values["split"]
     if label is None or label == "":
         raise UserError(f"{entry.place}: no label; expected the class's name in a column {_any_of(LABEL_COLUMNS)}")
     known = "train" if split in (None, "") else split_of(str(split))
     if known is None:
         raise UserError(f"{entry.place}: {split!r} is no split; expected train, validation or test")
-    return Found(entry.uri, entry.uri, str(label), known)
+    mask, box = entry.values["mask"], entry.values["box"]
+    where = _resolved(mask, root.rsplit("/", 1)[0], entry.place) if mask not in (None, "") else None
+    return Found(
+        entry.uri, entry.uri, str(label), known, where, _box(box, entry.place) if box not in (None, "") else None
+    )
+
+
+def _box(value: Any, place: str) -> tuple[float, float, float, float]:
+    """left, top, width, height in pixels, as text or as a list of numbers."""
+    try:
+        left, top, width, height = map(float, value.replace(",", " ").split() if isinstance(value, str) else value)
+    except (TypeError, ValueError):
+        left = top = width = height = math.nan
+    if not (width > 0 and height > 0 and math.isfinite(left + top + width + height)):
+        raise UserError(f"{place}: {value!r} is no box; expected left,top,width,height in pixels")
+    return left, top, width, height
 
 
 def listed(uri: str, more: Sequence[Sequence[str]] = (), *, needed: bool = False) -> Iterator[Entry]:

@@ -25,6 +25,7 @@ from protopnet import imaging
 from protopnet.config import RunSettings
 from protopnet.datasets import augment, order
 from protopnet.datasets.feed import Feed
+from protopnet.datasets.masks import places_on
 from protopnet.datasets.reader import ImageReader
 from protopnet.errors import UserError
 from protopnet.machine import usable_cpus
@@ -133,6 +134,7 @@ class _Pictures:
         self.max_pixels, self.intensity = settings.data.max_pixels, settings.data.intensity
         self.reader = ImageReader(cache_groups)
         self.cache = _Cache(cache_bytes)
+        self.objects = table["object"] if settings.augment.keep_object else None
         self.pin = pin
 
     def read(self, key: _Key) -> tuple[Batch, list[_Item]]:
@@ -156,7 +158,12 @@ class _Pictures:
         except imaging.BadImage as bad:
             raise UserError(changed(self.uris[item.index].as_py(), bad.reason)) from bad
         rng = np.random.default_rng((*item.seeds, self.ids[item.index], _SEED_PICTURE))
-        warp = augment.draw(self.augment, int(self.widths[item.index]), int(self.heights[item.index]), rng)
+        size = int(self.widths[item.index]), int(self.heights[item.index])
+        grid = self.objects[item.index].as_py() if self.objects is not None else None
+        if grid is None:
+            warp = augment.draw(self.augment, *size, rng)
+        else:
+            warp = augment.draw_keeping(self.augment, *size, rng, places_on(grid))
         item.out_HWC[:] = augment.apply(image, warp, self.size)
 
     def _decode(self, index: int, data: bytes | imaging.BadImage) -> Image.Image:

@@ -19,7 +19,7 @@ from protopnet.datasets.shards import image_bytes, is_complete, open_shards, wri
 from protopnet.datasets.splits import chosen_classes
 from protopnet.errors import UserError
 
-_FORMAT = 2  # raised when the same settings begin to yield other rows: what was written is then made anew
+_FORMAT = 3  # raised when the same settings begin to yield other rows: what was written is then made anew
 _MIXED = 0.9  # of the classes that a row group has where the order was drawn
 _COPIED_BYTES = 8_000_000_000  # of shards that are written anew because they are sorted
 _CHUNK = 64  # images read at a time when one dataset is copied into another
@@ -131,7 +131,7 @@ def _fingerprint(settings: DatasetSettings) -> str:
     if data.source == "birds":
         relevant = settings.birds.model_dump() | {"only": data.classes}
     else:
-        relevant = data.model_dump(include={"classes", "crop", "max_pixels"})
+        relevant = data.model_dump(include={"classes", "crop", "masks", "max_pixels"})
         relevant["path"] = storage.located(_path(data))
     return _digest([_FORMAT, relevant])
 

@@ -1,7 +1,7 @@
 """The one row of every dataset, and the dataset as a whole: a table of rows without their images.
 
-A row is an image: who it is (`image_id`, `uri`, `sha256`), what it shows (`label`, `class_name`, `parts`),
-what it is for (`split`) and where its bytes are. Every source (folders, CUB-200-2011, shards, birds) yields
+A row is an image: who it is (`image_id`, `uri`, `sha256`), what it shows (`label`, `class_name`, `parts`,
+`object`), what it is for (`split`) and where its bytes are. Every source (folders, CUB-200-2011, shards, birds) yields
 these rows; everything downstream reads nothing else.
 """
 
@@ -32,6 +32,7 @@ ROW_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("sha256", pa.string()),  # of `image`
         ("parts", PARTS),  # visible key points in fractions of the image, or null
+        ("object", pa.binary()),  # where the object is, or null: see `masks`
     ]
 )
 
@@ -42,6 +43,17 @@ MANIFEST_SCHEMA = pa.schema(
 )
 
 ERROR_SCHEMA = pa.schema([("uri", pa.string()), ("reason", pa.string()), ("class_name", pa.string())])
+
+
+MANIFEST_VERSION = 2
+
+
+def with_object(rows: pa.Table) -> pa.Table:
+    """The rows with a column `object`, which those of version 1 haven't."""
+    if "object" in rows.column_names:
+        return rows
+    at, nothing = rows.schema.get_field_index("parts") + 1, pa.nulls(len(rows), pa.binary())
+    return rows.add_column(at, MANIFEST_SCHEMA.field("object"), nothing)
 
 
 def as_stored(table: pa.Table) -> pa.Table:
@@ -102,7 +114,7 @@ class Dataset:
             write_table(storage.join(uri, f"{name}.parquet"), table)
         about = {
             "format": "protopnet-manifest",
-            "version": 1,
+            "version": MANIFEST_VERSION,
             "classes": self.classes,
             "counts": self.counts(),
         }
@@ -115,7 +127,7 @@ class Dataset:
             about = storage.read_json(storage.join(uri, "dataset.json"))
         except FileNotFoundError:
             raise UserError(f"{uri} holds no dataset: dataset.json is missing") from None
-        if about.get("format") != "protopnet-manifest" or about.get("version") != 1:
-            raise UserError(f"{uri} isn't a dataset manifest of version 1")
+        if about.get("format") != "protopnet-manifest" or about.get("version") not in (1, MANIFEST_VERSION):
+            raise UserError(f"{uri} isn't a dataset manifest of version 1 or {MANIFEST_VERSION}")
         tables = [read_table(storage.join(uri, f"{name}.parquet")) for name in ("manifest", "errors")]
-        return cls(about["classes"], tables[0], about["source"], tables[1])
+        return cls(about["classes"], with_object(tables[0]), about["source"], tables[1])

@@ -22,14 +22,14 @@ from protopnet import storage
 from protopnet.config import DataSettings
 from protopnet.datasets.folders import Progress
 from protopnet.datasets.mixing import Pile
-from protopnet.datasets.rows import MANIFEST_SCHEMA, BadRow, Dataset, error_table
+from protopnet.datasets.rows import MANIFEST_SCHEMA, BadRow, Dataset, error_table, with_object
 from protopnet.datasets.splits import chosen_classes, keep_classes, with_splits
 from protopnet.datasets.validate import check_bad_share
 from protopnet.datasets.writer import Limits, ShardWriter
 from protopnet.errors import UserError
 from protopnet.tables import read_table
 
-FORMAT, VERSION = "protopnet-shards", 1
+FORMAT, VERSION = "protopnet-shards", 2
 PREFIXES = ("shard-", "_index-", "_errors-")  # names of files that are ours to delete
 
 
@@ -89,7 +89,7 @@ def open_shards(uri: str, settings: DataSettings, seed: int) -> Dataset:
     """
     root = storage.located(uri)
     about = _about(root)
-    index = read_table(storage.join(root, about["index"]))
+    index = with_object(read_table(storage.join(root, about["index"])))
     if index.num_rows != sum(entry["rows"] for entry in about["files"]):
         raise UserError(f"{uri}: index and shards differ in their number of images; run jobs/prepare.py again")
     files = pa.array([storage.join(root, entry["name"]) for entry in about["files"]])
@@ -131,8 +131,8 @@ def _about(root: str) -> dict[str, Any]:
         raise UserError(
             f"{root} holds no complete dataset: no dataset.json; jobs/prepare.py writes one (data.path)"
         ) from None
-    if about.get("format") != FORMAT or about.get("version") != VERSION:
-        raise UserError(f"{root}/dataset.json isn't a sharded dataset of version {VERSION} (data.path)")
+    if about.get("format") != FORMAT or about.get("version") not in (1, VERSION):
+        raise UserError(f"{root}/dataset.json isn't a sharded dataset of version 1 or {VERSION} (data.path)")
     return about
 
 

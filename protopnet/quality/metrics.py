@@ -168,6 +168,13 @@ def pointing(seen: Iterable[Observation]) -> Metrics | None:
     return {"value": hits / places, "chance": chance / places, "places": places, "images": images}
 
 
+def on_object(on_N: Sequence[Sequence[bool] | None], share_N: Sequence[float | None]) -> Metrics | None:
+    """Share of the evidence's places that are on the object, and how much of the images it is, of images that know it."""
+    known = [(on, share) for on, share in zip(on_N, share_N, strict=True) if on and share is not None]
+    found = _share([hit for on, _ in known for hit in on], [share for on, share in known for _ in on])
+    return found and found | {"images": len(known)}
+
+
 def sparsity(prototypes_PDhw: np.ndarray, classes: int, map_cells: int) -> Metrics:
     """1 where there is one distinct prototype a class, 1/10 where there are 10. map_cells: of the latent map."""
     P, D = prototypes_PDhw.shape[:2]

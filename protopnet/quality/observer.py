@@ -1,9 +1,9 @@
 """What the quality metrics need to see of images, through the network: places, nearest patches, curves.
 
-Knows no Ray: a pass hands over batches, the metrics (`quality.py`) get plain values. Images without key points are only
-looked at for their curves. What is drawn at random comes from the seed and the image's id.
+Knows no Ray: a pass hands over batches, the metrics (`quality.py`) get plain values. Images without key points or a mask
+are only looked at for their curves. What is drawn at random comes from the seed and the image's id.
 
-Legend: B images, n of them with key points, P prototypes, K classes, U pairs (image, prototype).
+Legend: B images, n of them with key points or a mask, P prototypes, K classes, U pairs (image, prototype).
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ class Observer:
         with_curves: Sequence[int],
     ) -> list[Record]:
         """Records of a batch, with the logits of each image. with_points, with_curves: places in the batch of the images
-        that have key points, and of those whose curves are wanted."""
+        that have key points or a mask, and of those whose curves are wanted."""
         (view,) = self.predictor.views(images_B3HW, pad_to=self.batch_size)
         prediction_B = view.logits_BK.argmax(1)
         records: list[Record] = [

@@ -1,7 +1,7 @@
 """Explanation quality over a data set: one Ray Data pass, from images to what `quality/metrics.py` adds up.
 
-An image with key points is encoded twice, the second time with noise; a sample of the images some fifty times more, for
-deletion and insertion. The logits come along, so that evaluation needs no pass of its own.
+An image with key points or a mask is encoded twice, the second time with noise; a sample of the images some fifty times
+more, for deletion and insertion. The logits come along, so that evaluation needs no pass of its own.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from protopnet.datasets.masks import on_mask, unpacked
 from protopnet.errors import UserError
 from protopnet.evidence.explanation import explaining
 from protopnet.evidence.records import MapKind
@@ -28,6 +29,7 @@ from protopnet.quality.metrics import (
     Metrics,
     Observation,
     curve_quality,
+    on_object,
     part_quality,
     place_quality,
     sparsity,
@@ -53,6 +55,8 @@ _SEEN = pa.schema(
         ("deletion", _POINTS),
         ("insertion", _POINTS),
         ("misalignment", pa.list_(pa.float64())),
+        ("on_object", pa.list_(pa.bool_())),  # of each place of evidence, where the object is known
+        ("object_share", pa.float64()),  # of the image
         (
             "drawn",
             pa.struct(
@@ -97,16 +101,19 @@ class QualityTask:
         return self
 
     def __call__(self, images_B3HW: torch.Tensor, rows: pa.Table) -> pa.Table:
-        images = rows.select(["image_id", "uri", "sha256", "label", "parts", "curve"]).to_pylist()
+        images = rows.select(["image_id", "uri", "sha256", "label", "parts", "object", "curve"]).to_pylist()
         records = self.observer.observe(
             images_B3HW,
             [image["image_id"] for image in images],
             [image["label"] for image in images],
-            [place for place, image in enumerate(images) if image["parts"]],
+            [place for place, image in enumerate(images) if image["parts"] or image["object"]],
             [place for place, image in enumerate(images) if image["curve"]],
         )
         for image, record in zip(images, records, strict=True):
             record["drawn"] = self._drawn(image, record)
+            if grid := image["object"]:
+                record["on_object"] = on_mask(record["evidence_places"][:, ::-1], grid)
+                record["object_share"] = float(unpacked(grid).mean())
         seen = pa.Table.from_pylist([_plain(record) for record in records], schema=_SEEN)
         for name in ("parts", "label", "uri", "image_id"):
             seen = seen.add_column(0, name, rows[name])
@@ -172,6 +179,7 @@ def quality_of(predictor: Predictor, seen: pa.Table, source: Mapping[str, Any], 
         "seed": options.seed,
         "map": options.map,
         **parts.metrics,
+        "on_object": on_object(seen["on_object"].to_pylist(), seen["object_share"].to_pylist()),
         "sparsity": sparsity(network.prototypes.detach().cpu().numpy(), len(predictor.classes), height * width),
     }
     for name in ("deletion", "insertion"):

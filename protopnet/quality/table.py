@@ -37,6 +37,9 @@ METRICS: dict[str, _Metric] = {
         "Of the birds named rightly: how often the strongest evidence is around a part that really sets the kind apart.",
     ),
     "truth_exact": _Metric("truth, exact", "The same, with the middle of the evidence exactly on such a part."),
+    "on_object": _Metric(
+        "evidence on the object", "How often the middle of the evidence is on what the photo shows, by its mask or box."
+    ),
     "on_bird": _Metric("evidence on the bird", "How often the middle of the evidence is on the bird, not beside it."),
     "prototypes_on_bird": _Metric(
         "prototypes on the bird", "How many prototypes are a piece of bird, not of landscape."

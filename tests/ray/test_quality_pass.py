@@ -64,6 +64,7 @@ def test_the_same_numbers_for_any_cut(birds: Dataset, predictor: Predictor, opti
     assert all(one[name] is not None for name in NEEDS_POINTS)
     assert one["images"] == one["images_with_key_points"] == len(rows)
     assert one["on_bird"]["places"] < one["pointing"]["places"]
+    assert one["on_object"]["places"] == one["pointing"]["places"]  # the copies too have their masks
     assert one["deletion"]["images"] == one["insertion"]["images"] == 5
     assert one.pop("contrast")["value"] == pytest.approx(other.pop("contrast")["value"], abs=1e-4)
     assert one["misalignment"]["images"] == 5
@@ -90,6 +91,9 @@ def test_without_key_points_there_are_curves_and_sparsity(
     )
     assert [metrics["quality"][name] for name in NEEDS_POINTS] == [None] * len(NEEDS_POINTS)
     assert metrics["quality"]["images_with_key_points"] == 0
+    on_object = metrics["quality"]["on_object"]  # the masks say it without key points
+    assert on_object["images"] == len(rows)
+    assert 0 < on_object["chance"] < 0.6
     assert metrics["quality"]["deletion"]["images"] == metrics["quality"]["misalignment"]["images"] == 2
     assert metrics["quality"]["sparsity"]["value"] == pytest.approx(3 / 12)
     assert pq.read_table(tmp_path / "predictions.parquet").num_rows == len(rows)

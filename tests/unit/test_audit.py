@@ -23,6 +23,7 @@ from protopnet.auditing.patch_table import NEAREST_SCHEMA, most_active, nearest_
 from protopnet.auditing.remedies import remedies
 from protopnet.auditing.usage import Use, use_of_batch
 from protopnet.config import ModelSettings
+from protopnet.datasets.masks import packed
 from protopnet.errors import UserError
 from protopnet.model.bundle import PROTOTYPE_SCHEMA, Bundle
 from protopnet.model.network import Output, build_network
@@ -392,7 +393,7 @@ def test_the_nearest_patches_as_one_table() -> None:
     for name, values in {"prototype": [0, 0, 2], "image_id": [5, 7, 5], "sha256": ["sha 0", "x", "sha 0"]}.items():
         described = described.append_column(name, pa.array(values))
     square = points((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
-    rows = pa.table({"image_id": [5, 7], "parts": pa.array([square, None])})
+    rows = pa.table({"image_id": [5, 7], "parts": pa.array([square, None]), "object": pa.nulls(2, pa.binary())})
     table = nearest_table(candidates, described, rows, prototypes(), CLASSES)
     assert table.schema == NEAREST_SCHEMA
     columns = ("prototype", "split", "rank", "image_id", "own_class", "is_source", "on_object")
@@ -401,6 +402,10 @@ def test_the_nearest_patches_as_one_table() -> None:
         (0, "train", 2, 5, True, True, 1.0),
         (2, "validation", 1, 5, False, False, 1.0),
     ]
+    corner, left = packed(np.array([[0, 1], [0, 0]])), packed(np.array([[1, 0]]))  # the map is a diagonal
+    masked = rows.set_column(2, "object", pa.array([corner, left]))
+    shares = nearest_table(candidates, described, masked, prototypes(), CLASSES)["on_object"].to_pylist()
+    assert shares == [pytest.approx(0.5, abs=0.02), *[pytest.approx(0, abs=0.02)] * 2]  # a mask says more than points
 
 
 def test_a_bundle_that_does_not_know_its_sources_is_refused() -> None:

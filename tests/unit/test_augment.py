@@ -259,3 +259,24 @@ def test_a_reduced_image_shows_the_same_view() -> None:
     for warp in draws(20, 640, 480):
         full, reduced = augment.apply(image, warp, SIZE), augment.apply(image.reduce(2), warp, SIZE)
         assert np.abs(full.astype(float) - reduced).mean() < 2.0
+
+
+def test_a_view_keeps_the_object_or_shows_the_most_of_it_that_was_drawn() -> None:
+    corner = np.array([(0.02, 0.02), (0.5, 0.5)])  # every rotation and shear to one side cuts the corner off
+    free, seeds = [], range(200)
+    for seed in seeds:
+        free.append(augment.seen_of(corner, augment.draw(PAPER, 300, 240, np.random.default_rng(seed))))
+    keeping = PAPER.model_copy(update={"keep_object": 1.0})
+    kept = [augment.draw_keeping(keeping, 300, 240, np.random.default_rng(seed), corner) for seed in seeds]
+    assert np.mean(free) < 0.9
+    assert np.mean([augment.seen_of(corner, warp) == 1 for warp in kept]) > 0.97  # of ten draws
+    assert len({warp.amount for warp in kept}) > 5  # and isn't always the same
+    everything = np.random.default_rng(0).random((500, 2))
+    views = [augment.draw_keeping(keeping, 300, 240, np.random.default_rng(seed), everything) for seed in seeds]
+    assert np.mean([augment.seen_of(everything, view) for view in views]) > 0.9
+
+
+def test_places_are_seen_where_the_picture_shows_them() -> None:
+    left = np.array([(x, 0.5) for x in (0.1, 0.3, 0.4, 0.6)])
+    half = augment.Warp("shear", 1, False, np.diag([0.5, 1.0, 1.0]))  # shows the left half
+    assert augment.seen_of(left, half) == 0.75

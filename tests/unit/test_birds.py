@@ -70,7 +70,19 @@ def test_rows_have_the_form_of_the_data_set() -> None:
     names = [kind.name for kind in bird_kinds(SMALL)]
     for row in rows:
         assert set(row) == {
-            *("image_id", "uri", "image", "label", "class_name", "split", "width", "height", "sha256", "parts")
+            *(
+                "image_id",
+                "uri",
+                "image",
+                "label",
+                "class_name",
+                "split",
+                "width",
+                "height",
+                "sha256",
+                "parts",
+                "object",
+            )
         }
         assert row["class_name"] == names[row["label"]]
         assert row["uri"].startswith(f"birds://{row['split']}/{row['class_name'].replace(' ', '_')}/")

@@ -24,6 +24,7 @@ from protopnet.auditing.draft import Merge
 from protopnet.auditing.prune import Corrections
 from protopnet.auditing.settling import Prototypes, Settled, settle
 from protopnet.cli import parse
+from protopnet.datasets.masks import packed
 from protopnet.errors import UserError
 
 CLASSES = ["jay", "wren"]
@@ -229,6 +230,7 @@ IMAGES = pa.table(
             None,
             [{"part": "p", "x": 0.1, "y": 0.1}],
         ],
+        "object": pa.nulls(3, pa.binary()),
     }
 )
 
@@ -254,6 +256,12 @@ class TestRegions:
         assert off[0].all()
         assert off[:, 0].all()
         assert not off[3, 3:5].any()
+        grid = packed(np.array([[1, 0]]))  # what has a mask needs no key points
+        masked = IMAGES.set_column(IMAGES.column_names.index("object"), "object", pa.array([None, grid, None]))
+        assert (
+            Bars.of([BarredRegion("background")], masked, (8, 8), (1, 1)).masks[1].tolist()
+            == [[False] * 4 + [True] * 4] * 8
+        )
         patches = Bars.of([BarredRegion("background")], IMAGES, (8, 8), (2, 2)).masks[0]
         assert patches.shape == (7, 7)
         assert not patches[2, 2]  # a corner of it is on the object

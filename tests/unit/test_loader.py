@@ -15,6 +15,7 @@ from PIL import Image
 from protopnet.config import RunSettings
 from protopnet.datasets import loader, order
 from protopnet.datasets.loader import TrainLoader
+from protopnet.datasets.masks import of_box
 from protopnet.datasets.rows import MANIFEST_SCHEMA
 from protopnet.errors import UserError
 
@@ -42,6 +43,7 @@ def manifest(files: list[str], groups: list[int], rows: list[int]) -> pa.Table:
         "height": [90] * count,
         "sha256": [""] * count,
         "parts": [None] * count,
+        "object": [None] * count,
         "file": files,
         "row_group": groups,
         "row": rows,
@@ -123,6 +125,24 @@ def test_the_cache_keeps_within_its_budget(table: pa.Table, monkeypatch: pytest.
     list(batches.epoch(0))
     held = sum(image.width * image.height * 4 for image in batches.pictures.cache.images.values())
     assert 50_000 < held <= 100_000
+
+
+def test_the_object_of_a_mask_is_kept_where_the_settings_say_so(tmp_path: Path) -> None:
+    image = Image.new("RGB", (80, 80))
+    image.paste("white", (0, 0, 6, 6))
+    image.save(tmp_path / "corner.png")
+    whole, at = (
+        manifest([str(tmp_path / "corner.png")] * 60, [-1] * 60, [-1] * 60),
+        MANIFEST_SCHEMA.names.index("object"),
+    )
+    marked = whole.set_column(at, "object", pa.array([of_box((0, 0, 6, 6), (80, 80))] * 60))
+
+    def bright(table: pa.Table, keep: float) -> float:
+        pixels = torch.cat([batch for batch, _ in epoch(table, augment={"keep_object": keep})])
+        return float((pixels.flatten(1).amax(1) > 200).float().mean())
+
+    assert bright(marked, 0) == bright(whole, 0) == bright(whole, 0.9) < 0.9
+    assert bright(marked, 0.9) > 0.95
 
 
 def test_copies_of_an_image_differ(table: pa.Table) -> None:

@@ -20,7 +20,7 @@ from protopnet.model.network import ProtoPNet, build_network
 from protopnet.model.prototypes import Kind
 from protopnet.predictor import Predictor
 from protopnet.quality.key_points import BOX, PATCH, PartPoint, covered, middles, parts_near, peaks, without_sides
-from protopnet.quality.metrics import Observation, part_quality, sparsity
+from protopnet.quality.metrics import Observation, on_object, part_quality, sparsity
 from protopnet.quality.observer import Observer
 from protopnet.quality.table import METRICS, quality_table, quality_text
 
@@ -174,6 +174,12 @@ def test_pointing_game_counts_places_and_says_what_chance_would_give() -> None:
     assert found["value"] == 2 / 4
     assert found["chance"] == pytest.approx(2 * (2 * PATCH) ** 2, rel=0.1)
     assert (found["places"], found["images"]) == (4, 2)
+
+
+def test_evidence_on_the_object_beside_what_the_object_s_size_alone_would_give() -> None:
+    found = on_object([[True, False], [True], None, []], [0.5, 0.2, None, 0.9])
+    assert found == {"value": pytest.approx(2 / 3), "chance": pytest.approx(0.4), "places": 3, "images": 2}
+    assert on_object([None], [None]) is None
 
 
 class TestSparsity:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from protopnet.config import BirdSettings
+from protopnet.datasets.masks import packed
 
 from .anatomy import PART_ID
 from .kinds import PARTS, Kind, distinguishing_parts, draw_kinds
@@ -53,8 +54,8 @@ def bird_rows(settings: BirdSettings) -> Iterator[dict[str, Any]]:
 def bird_row(settings: BirdSettings, kinds: list[Kind], label: int, split: str, index: int) -> dict[str, Any]:
     """One row but for its image_id; depends on the arguments alone, so rows may be drawn in any order."""
     kind = kinds[label]
-    image, parts = render_bird(kind, image_rng(settings.seed, split, label, index), settings.size)
-    data = _jpeg(image)
+    picture = render(kind, image_rng(settings.seed, split, label, index), settings.size)
+    data = _jpeg(picture.image)
     return {
         "uri": f"birds://{split}/{_folder(kind)}/{index:04d}",
         "image": data,
@@ -64,7 +65,8 @@ def bird_row(settings: BirdSettings, kinds: list[Kind], label: int, split: str, 
         "width": settings.size,
         "height": settings.size,
         "sha256": hashlib.sha256(data).hexdigest(),
-        "parts": [{"part": point.part, "x": point.x, "y": point.y} for point in parts],
+        "parts": [{"part": point.part, "x": point.x, "y": point.y} for point in picture.parts],
+        "object": packed(picture.part_map > 0),
     }
 
 
