@@ -20,11 +20,12 @@ MARK = 0.001
 
 @dataclass(frozen=True)
 class Node:
-    """What a node offers. `kinds`: its custom resources, e.g. `on_demand`."""
+    """What a node offers. `kinds`: its custom resources, e.g. `on_demand`; memory: bytes for processes, 0 if unknown."""
 
     cpus: float
     gpus: float = 0
     kinds: frozenset[str] = frozenset()
+    memory: float = 0
 
 
 @dataclass(frozen=True)

@@ -170,4 +170,4 @@ def _groups() -> tuple[Group, ...]:
 
 def _node(resources: dict[str, float]) -> Node:
     kinds = frozenset(name for name in resources if name not in _BUILT_IN and ":" not in name)
-    return Node(resources.get("CPU", 0), resources.get("GPU", 0), kinds)
+    return Node(resources.get("CPU", 0), resources.get("GPU", 0), kinds, resources.get("memory", 0))

@@ -15,6 +15,8 @@ from protopnet.training.schedule import training_cycles
 from protopnet.training.start import IMAGES_PER_CLASS, start_bytes
 from protopnet.words import counted
 
+_MOST_BESIDE = 1.6  # the peak of the last layer's solver over its rows, as measured (docs/results.md)
+
 
 def plan_run(settings: RunSettings, cluster: Cluster, images_per_second: float | None = None) -> Plan:
     """What `jobs/train.py` would use on this cluster. `UserError` for what would be refused when it starts."""
@@ -43,7 +45,7 @@ def plan_run(settings: RunSettings, cluster: Cluster, images_per_second: float |
             train.gpu,
         ),
         *_start_lines(network, settings, images),
-        *_storage_lines(network, settings, images),
+        *_storage_lines(network, settings, images, sum(node.memory for node in cluster.nodes)),
         ("image passes", f"{work.training:,} training", f"{work.without:,} without gradients"),
         _hours(work, train, passes, images_per_second),
     ]
@@ -131,7 +133,9 @@ def _start_images(images: Images) -> int:
     return min(images.train, IMAGES_PER_CLASS * images.classes)
 
 
-def _storage_lines(network: ProtoPNet | Baseline, settings: RunSettings, images: Images) -> list[tuple[str, str, str]]:
+def _storage_lines(
+    network: ProtoPNet | Baseline, settings: RunSettings, images: Images, memory: float
+) -> list[tuple[str, str, str]]:
     state = sum(tensor.nbytes for tensor in network.state_dict().values())
     learnt = sum(parameter.nbytes for parameter in network.parameters())
     note = f"network {size_text(state)} and Adam's two moments, an epoch"
@@ -139,11 +143,19 @@ def _storage_lines(network: ProtoPNet | Baseline, settings: RunSettings, images:
     if isinstance(network, ProtoPNet):
         rows = images.train * (1 + settings.last_layer.copies) + images.validation + images.test
         matrix = rows * len(network.prototypes) * 4
-        lines.append(
-            (
-                "the last layer's matrix",
-                size_text(matrix),
-                "in the object stores of the nodes together, and once more in what solves it",
-            )
-        )
+        where = "in the object stores of the nodes together, and once more in what solves it"
+        half = settings.last_layer.precision == "float16"
+        lines.append(("the last layer's matrix", size_text(matrix), where + (" in float16" if half else "")))
+        if memory:
+            lines.append(("  what solves it", *_fits(matrix // 2 if half else matrix, memory, half)))
     return lines
+
+
+def _fits(size: int, memory: float, half: bool) -> tuple[str, str]:
+    """Whether rows of this size are solved in the memory of the nodes, and if not, what to do."""
+    has = f"the nodes have {size_text(int(memory))} for processes"
+    if size * _MOST_BESIDE <= memory:
+        return "fits", has
+    if not half and size / 2 * _MOST_BESIDE <= memory:
+        return "too large", f"{has}: set last_layer.precision to float16"
+    return "too large", f"{has}: lower last_layer.copies or model.prototypes, or use more nodes"

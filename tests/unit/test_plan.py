@@ -62,6 +62,23 @@ class TestTraining:
         assert "the last layer's matrix" not in plan
         assert "prototypes" not in plan["memory a GPU, training"]
 
+    @pytest.mark.parametrize(
+        ("memory", "settings", "expected"),
+        [
+            (2.0, {}, "fits"),
+            (1.2, {}, "float16"),
+            (1.2, {"precision": "float16"}, "fits"),
+            (0.5, {}, "last_layer.copies"),
+            (0.5, {"precision": "float16"}, "last_layer.copies"),
+        ],
+    )
+    def test_it_says_whether_the_last_layer_s_rows_fit(self, memory: float, settings: dict, expected: str) -> None:
+        wanted = settings_of(last_layer=settings)
+        images = count_images(wanted)
+        rows = images.train * (1 + wanted.last_layer.copies) + images.validation + images.test
+        node = Node(8, memory=memory * rows * wanted.model.prototypes * 4)
+        assert expected in shown(wanted, Cluster((node,)))["what solves it"]
+
     def test_it_refuses_what_the_job_would_refuse(self) -> None:
         with pytest.raises(UserError, match="model.prototypes 61"):
             plan_run(settings_of(model=SMALL | {"prototypes": 61}), GPUS)
