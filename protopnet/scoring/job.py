@@ -1,5 +1,6 @@
 """A scoring job from its settings to `scores.json`: what `jobs/score.py` calls."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from protopnet.predictor import Precision, Predictor
 from protopnet.progress import Reporter, listening
 from protopnet.quality.watch import report
 from protopnet.scoring.actor import ScoreActor, Work
+from protopnet.scoring.arrays import NAMES, rows_at_most
 from protopnet.scoring.inputs import Input, open_input
 from protopnet.scoring.output import clear_unfinished, score_schema, take_stock
 from protopnet.scoring.progress import ChunkProgress
@@ -52,7 +54,17 @@ class ScoreSettings(Section):
         None, description="columns of a list (.csv, .tsv, .parquet) that go with its images into the scores, as text"
     )
     output: str = Field(description="folder for scores.json and parts/: a local path or s3://…")
-    explain: int = Field(0, ge=0, le=1000, description="prototypes to list as evidence for each prediction")
+    explain: Annotated[int, Field(ge=0, le=1000)] | Literal["all"] = Field(
+        0,
+        description="prototypes to list as evidence for each prediction; all: similarity, points, place, box and map of "
+        "every prototype, as arrays",
+    )
+    explain_classes: Annotated[list[str] | None, Repeated("CLASS")] = Field(
+        None, description="with --explain all: of the prototypes of this class; given again for each"
+    )
+    explain_prototypes: list[int] | None = Field(
+        None, description="with --explain all: of the prototypes of these numbers, in each member"
+    )
     sources: Named = Field(
         "names",
         description="what evidence says of training images: full: their locations; names: relative to the data's root",
@@ -90,11 +102,17 @@ class ScoreSettings(Section):
     @field_validator("carry")
     @classmethod
     def _no_name_twice(cls, value: list[str] | None) -> list[str] | None:
-        taken = score_schema(True).names
+        taken = [*score_schema(True).names, *NAMES]
         for name in value or []:
             if name in taken or (value or []).count(name) > 1:
                 raise ValueError(f"carry: {name} is a column of the scores already; rename it in the list")
         return value
+
+    @property
+    def options(self) -> ScoreOptions:
+        """What is said of an image. The size of a batch is the job's record's to say."""
+        given = self.of_rows | {"batch_size": self.batch_size or ON_CPU}
+        return ScoreOptions(**{name: given[name] for name in ScoreOptions.__dataclass_fields__})
 
     @property
     def of_rows(self) -> dict[str, Any]:
@@ -131,6 +149,8 @@ def _score(settings: ScoreSettings, reporter: Reporter, started: float, lease: L
     predictor = Predictor.load(settings.bundle, Shown(settings.sources))
     if settings.explain:
         _ = predictor.explainer  # a baseline can't: say so before anything is begun
+    asked_for = settings.options.asked(predictor)
+    most_rows = rows_at_most(asked_for) if asked_for else None
     predictor.trust.threshold(settings.abstain, "--abstain")
     if settings.abstain == "bundle" and settings.abstain_by == "margin":
         raise UserError("--abstain bundle is a probability: leave --abstain_by out, or give a margin from 0 to 1")
@@ -140,7 +160,7 @@ def _score(settings: ScoreSettings, reporter: Reporter, started: float, lease: L
         "settings": settings.of_rows,
     }
     found = resume(settings.output, source, **asked, growing=predictor.classes if settings.incremental else None)
-    record, note = found or (_begin(settings, source, predictor.classes, asked), None)
+    record, note = found or (_begin(settings, source, predictor.classes, most_rows, asked), None)
     clear_unfinished(settings.output)
     done, _ = take_stock(settings.output)
     todo = [chunk for chunk in range(record.chunks) if chunk not in done]
@@ -160,10 +180,20 @@ def _score(settings: ScoreSettings, reporter: Reporter, started: float, lease: L
     return summary, tally
 
 
-def _begin(settings: ScoreSettings, source: Input, classes: list[str], asked: dict[str, Any]) -> JobRecord:
+def _begin(
+    settings: ScoreSettings, source: Input, classes: list[str], most_rows: int | None, asked: dict[str, Any]
+) -> JobRecord:
     plan = _plan(settings)
     batch_size = settings.batch_size or (ON_GPU if plan.gpus else ON_CPU)
-    return begin(settings.output, source, **asked, classes=classes, batch_size=batch_size, actors=plan.actors)
+    return begin(
+        settings.output,
+        source,
+        **asked,
+        classes=classes,
+        batch_size=batch_size,
+        actors=plan.actors,
+        most_rows=most_rows,
+    )
 
 
 def _plan(settings: ScoreSettings) -> PassPlan:
@@ -182,14 +212,14 @@ def _score_chunks(
     if not todo:
         return ThisCall(0, time.time() - started, 0.0, "")
     plan = _plan(settings)
-    given = settings.of_rows | {"batch_size": record.batch_size}
+    options = dataclasses.replace(settings.options, batch_size=record.batch_size)
     work = Work(
         output_uri=storage.located(settings.output),
         job_uri=storage.located(storage.join(settings.output, JOB)),
         record=record,
-        options=ScoreOptions(**{name: given[name] for name in ScoreOptions.__dataclass_fields__}),
+        options=options,
         partition_by=settings.partition_by,
-        about={"bundles": record.bundles, "settings": record.settings},
+        about={"bundles": record.bundles, "settings": record.settings} | _arrays(options, predictor),
     )
     size = -(-len(todo) // _MOST_BLOCKS)
     blocks = [pa.table({"chunk": todo[start : start + size]}) for start in range(0, len(todo), size)]
@@ -258,4 +288,10 @@ def _summary(
         "batch_size": record.batch_size,
         "settings": json.loads(settings.model_dump_json()),
         "versions": {"protopnet": __version__},
-    }
+    } | _arrays(settings.options, predictor)
+
+
+def _arrays(options: ScoreOptions, predictor: Predictor) -> dict[str, Any]:
+    """What is where in the arrays of a row, where there are any."""
+    asked_for = options.asked(predictor)
+    return {"arrays": asked_for.described()} if asked_for else {}

@@ -48,8 +48,11 @@ EVIDENCE = pa.struct(
 )
 
 
-def score_schema(evidence: bool, carry: Sequence[str] = ()) -> pa.Schema:
-    """The columns of a part; carry: of a list, behind them. What is empty in a row with `error` is null."""
+def score_schema(evidence: bool, carry: Sequence[str] = (), arrays: Sequence[pa.Field] = ()) -> pa.Schema:
+    """The columns of a part. evidence: listed; arrays: of every prototype; carry: of a list, behind all others.
+
+    What is empty in a row with `error` is null.
+    """
     fields = [
         ("image_id", pa.int64()),
         ("uri", pa.string()),
@@ -66,6 +69,7 @@ def score_schema(evidence: bool, carry: Sequence[str] = ()) -> pa.Schema:
         ("members_agree", pa.float32()),  # share of the members that have the same first class
         ("top", pa.list_(TOP)),
         *([("evidence", pa.list_(EVIDENCE))] if evidence else []),
+        *arrays,
         ("error", pa.string()),  # why the image couldn't be scored, or null
         *((name, pa.string()) for name in carry),
     ]

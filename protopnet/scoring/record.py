@@ -94,12 +94,14 @@ def begin(
     classes: list[str],
     batch_size: int,
     actors: int,
+    most_rows: int | None = None,
 ) -> JobRecord:
-    """Write the manifest and the record of a new job; `UserError` if there is nothing to score."""
+    """Write the manifest and the record of a new job; `UserError` if there is nothing to score. most_rows: of a chunk,
+    where it isn't left to the settings."""
     job_uri = storage.join(output_uri, JOB)
 
     def chunk_rows_for(images: int) -> int:
-        return settings["chunk_rows"] or default_chunk_rows(images, actors, batch_size)
+        return settings["chunk_rows"] or default_chunk_rows(images, actors, batch_size, most_rows)
 
     contents, chunk_rows = write_manifest(source.tables(), job_uri, classes, chunk_rows_for)
     if not contents.images:
@@ -153,9 +155,12 @@ def _folder(job_uri: str, batch: int) -> str:
 _LEAST_ROWS, _MOST_ROWS, _CHUNKS_AN_ACTOR = 256, 4096, 8
 
 
-def default_chunk_rows(images: int, actors: int, batch_size: int) -> int:
-    """Rows of a chunk, in whole batches: several chunks for every actor where there are enough images."""
-    wanted = min(_MOST_ROWS, max(_LEAST_ROWS, -(-images // (_CHUNKS_AN_ACTOR * actors))))
+def default_chunk_rows(images: int, actors: int, batch_size: int, most: int | None = None) -> int:
+    """Rows of a chunk, in whole batches: several chunks for every actor where there are enough images. Not above
+    `most`, or one batch."""
+    wanted = min(most or _MOST_ROWS, _MOST_ROWS, max(_LEAST_ROWS, -(-images // (_CHUNKS_AN_ACTOR * actors))))
+    if most is not None:
+        return max(1, wanted // batch_size) * batch_size
     return -(-wanted // batch_size) * batch_size
 
 

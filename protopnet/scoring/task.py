@@ -14,10 +14,13 @@ import torch
 
 from protopnet import imaging
 from protopnet.config import IntensitySettings, Threshold
+from protopnet.errors import UserError
+from protopnet.evidence.every import Asked, asked_for, everything
 from protopnet.evidence.ranking import Ranking
 from protopnet.imaging import BadImage
 from protopnet.predictor import Images, Precision, Predictor, Scores, sum_up
 from protopnet.quality.watch import OfClass, watched
+from protopnet.scoring.arrays import Explain, array_columns, array_fields
 from protopnet.scoring.output import EVIDENCE, TOP, score_schema
 from protopnet.scoring.tally import Agreement, Tally
 
@@ -40,11 +43,21 @@ class ScoreOptions:
     batch_size: int = 64
     precision: Precision = "float32"
     top: int = 5
-    explain: int = 0
+    explain: Explain = 0
+    explain_classes: Sequence[str] | None = None
+    explain_prototypes: Sequence[int] | None = None
     abstain: Threshold | None = None
     abstain_by: Literal["probability", "margin"] = "probability"
     max_pixels: int = imaging.MAX_PIXELS
     carry: Sequence[str] | None = None
+
+    def asked(self, predictor: Predictor) -> Asked | None:
+        """What `explain: all` asks for; None where less is asked. `UserError` for what there isn't."""
+        if self.explain == "all":
+            return asked_for(predictor.bundles, self.explain_classes, self.explain_prototypes)
+        if self.explain_classes is not None or self.explain_prototypes is not None:
+            raise UserError("--explain_classes and --explain_prototypes are for --explain all: give that, too")
+        return None
 
 
 def look(
@@ -70,7 +83,9 @@ class Scorer:
     def __init__(self, predictor: Predictor, options: ScoreOptions, device: torch.device):
         self.predictor, self.options, self.device = predictor, options, device
         self.abstain = predictor.trust.threshold(options.abstain, "--abstain")
-        self.schema = score_schema(options.explain > 0, options.carry or ())
+        self.asked = options.asked(predictor)
+        arrays = array_fields(self.asked) if self.asked else []
+        self.schema = score_schema(bool(options.explain) and not arrays, options.carry or (), arrays)
         self.classes = pa.array(predictor.classes, pa.string())
         tables = [bundle.prototypes for bundle in predictor.bundles]
         self.names = [None if table is None else table["name"].combine_chunks() for table in tables]
@@ -111,10 +126,10 @@ class Scorer:
                 errors[good[g]] = "the network's scores aren't finite numbers"
             finite_GK = np.where(finite_G[:, None], logits_GK, 0)
             first = _First.of(finite_GK, self.options.top, self.predictor.trust.temperature)
-            ranking = None
-            if self.options.explain:
-                class_G, image_G = first.top_GT[:, 0].astype(np.int64), np.arange(len(seen))
-                N = self.options.explain
+            class_G, image_G, ranking, every = first.top_GT[:, 0].astype(np.int64), np.arange(len(seen)), None, None
+            if self.asked is not None:
+                every = everything(self.predictor.explainer, views, self.asked, class_G, sizes_G2)
+            elif isinstance(self.options.explain, int) and (N := self.options.explain):
                 ranking = self.predictor.explainer.rank(views, sizes_G2, image_G, class_G, prototypes=N)
         place = _Places(B, good[finite_G], finite_G)
         unknown_G = scores.unknown_B
@@ -128,6 +143,8 @@ class Scorer:
         }
         if ranking is not None:
             columns["evidence"] = place.lists(self._evidence(ranking, finite_G), ranking.points_RN.shape[1])
+        if every is not None and self.asked is not None:
+            columns |= array_columns(every, self.asked, B, place.at, finite_G)
         abstained_G = columns["prediction"].is_null().to_numpy(zero_copy_only=False)[place.at]
         return columns, agreement, watched(scores.only(torch.from_numpy(finite_G)), self.predictor.classes, abstained_G)
 

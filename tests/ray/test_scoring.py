@@ -143,8 +143,8 @@ def test_every_bad_image_is_a_row_with_its_reason(run: Scoring, photos: Path, tm
 
 
 def test_any_cut_gives_the_same_rows(run: Scoring, photos: Path, tmp_path: Path) -> None:
-    run(photos, out="one", chunk_rows=41, explain=3)
-    run(photos, out="many", chunk_rows=3, explain=3, compute=ComputeSettings(pass_workers=2))
+    run(photos, out="one", chunk_rows=41, explain="all")
+    run(photos, out="many", chunk_rows=3, explain="all", compute=ComputeSettings(pass_workers=2))
     assert table_of(tmp_path / "many").equals(table_of(tmp_path / "one"))
     assert len(stamps(tmp_path / "many")) == 14
 
