@@ -17,7 +17,7 @@ def plan_scoring(settings: ScoreSettings, cluster: Cluster, images_per_second: f
     member. `UserError` for what would be refused when it starts."""
     bundles = [load_bundle(uri) for uri in settings.bundle]
     asked_for = settings.options.asked(Predictor(bundles))
-    most_rows = rows_at_most(asked_for) if asked_for else None
+    most_rows = rows_at_most(asked_for, settings.format) if asked_for else None
     images = contents_of(open_input(settings.input, settings.carry or ()).tables()).images
     passes = pass_plan(settings.compute, cluster)
     batch = settings.batch_size or (ON_GPU if passes.gpus else ON_CPU)

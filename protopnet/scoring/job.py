@@ -26,7 +26,8 @@ from protopnet.predictor import Precision, Predictor
 from protopnet.progress import Reporter, listening
 from protopnet.quality.watch import report
 from protopnet.scoring.actor import ScoreActor, Work
-from protopnet.scoring.arrays import NAMES, rows_at_most
+from protopnet.scoring.arrays import NAMES, Format, rows_at_most
+from protopnet.scoring.delta import check_installed, commit
 from protopnet.scoring.inputs import Input, open_input
 from protopnet.scoring.output import clear_unfinished, score_schema, take_stock
 from protopnet.scoring.progress import ChunkProgress
@@ -54,6 +55,9 @@ class ScoreSettings(Section):
         None, description="columns of a list (.csv, .tsv, .parquet) that go with its images into the scores, as text"
     )
     output: str = Field(description="folder for scores.json and parts/: a local path or s3://…")
+    format: Format = Field(
+        "parquet", description="delta: the parts are a table of Delta Lake, too, once all of them are there"
+    )
     explain: Annotated[int, Field(ge=0, le=1000)] | Literal["all"] = Field(
         0,
         description="prototypes to list as evidence for each prediction; all: similarity, points, place, box and map of "
@@ -141,6 +145,8 @@ def score(settings: ScoreSettings, reporter: Reporter, started: float) -> tuple[
     read, and where another job scores into the same folder.
     """
     storage.check_writable(settings.output, "--output")
+    if settings.format == "delta":
+        check_installed()
     with Lease(settings.output, "--output") as lease:
         return _score(settings, reporter, started, lease)
 
@@ -150,7 +156,7 @@ def _score(settings: ScoreSettings, reporter: Reporter, started: float, lease: L
     if settings.explain:
         _ = predictor.explainer  # a baseline can't: say so before anything is begun
     asked_for = settings.options.asked(predictor)
-    most_rows = rows_at_most(asked_for) if asked_for else None
+    most_rows = rows_at_most(asked_for, settings.format) if asked_for else None
     predictor.trust.threshold(settings.abstain, "--abstain")
     if settings.abstain == "bundle" and settings.abstain_by == "margin":
         raise UserError("--abstain bundle is a probability: leave --abstain_by out, or give a margin from 0 to 1")
@@ -174,6 +180,8 @@ def _score(settings: ScoreSettings, reporter: Reporter, started: float, lease: L
     _, tally = take_stock(settings.output)
     if tally.images != record.images:
         raise UserError(f"{settings.output} was changed by somebody else meanwhile; run the same command again")
+    if settings.format == "delta":
+        commit(settings.output)
     summary = _summary(settings, predictor, record, tally, run, note)
     storage.write_json(storage.join(settings.output, SUMMARY), summary)
     reporter.end("score", run.scoring_seconds, f"{tally.images:,} images")

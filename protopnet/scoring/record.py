@@ -17,6 +17,7 @@ from protopnet.scoring.manifest import contents_of, known_images, read_chunk, wi
 from protopnet.scoring.output import FORMAT, PARTS, VERSION
 
 JOB = "job"
+_BEFORE = {"format": "parquet"}  # settings that records of older versions don't have
 _ANEW = "give what it was begun with to go on, or another --output to start anew"
 
 
@@ -186,7 +187,7 @@ def _check_same(
     if found.input != source.uri:
         raise UserError(f"{output_uri} was begun with --input {found.input}, not {source.uri}; {_ANEW}")
     for name, value in settings.items():
-        before = found.settings.get(name)
+        before = found.settings.get(name, _BEFORE.get(name))
         chosen = {"chunk_rows": found.chunk_rows, "batch_size": found.batch_size}
         if value != before and value != chosen.get(name, before):
             raise UserError(f"{output_uri} was begun with --{name} {_text(before)}, not {_text(value)}; {_ANEW}")

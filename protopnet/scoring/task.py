@@ -20,7 +20,7 @@ from protopnet.evidence.ranking import Ranking
 from protopnet.imaging import BadImage
 from protopnet.predictor import Images, Precision, Predictor, Scores, sum_up
 from protopnet.quality.watch import OfClass, watched
-from protopnet.scoring.arrays import Explain, array_columns, array_fields
+from protopnet.scoring.arrays import Explain, Format, array_columns, array_fields
 from protopnet.scoring.output import EVIDENCE, TOP, score_schema
 from protopnet.scoring.tally import Agreement, Tally
 
@@ -46,6 +46,7 @@ class ScoreOptions:
     explain: Explain = 0
     explain_classes: Sequence[str] | None = None
     explain_prototypes: Sequence[int] | None = None
+    format: Format = "parquet"
     abstain: Threshold | None = None
     abstain_by: Literal["probability", "margin"] = "probability"
     max_pixels: int = imaging.MAX_PIXELS
@@ -84,8 +85,8 @@ class Scorer:
         self.predictor, self.options, self.device = predictor, options, device
         self.abstain = predictor.trust.threshold(options.abstain, "--abstain")
         self.asked = options.asked(predictor)
-        arrays = array_fields(self.asked) if self.asked else []
-        self.schema = score_schema(bool(options.explain) and not arrays, options.carry or (), arrays)
+        self.arrays = array_fields(self.asked, options.format) if self.asked else []
+        self.schema = score_schema(bool(options.explain) and not self.arrays, options.carry or (), self.arrays)
         self.classes = pa.array(predictor.classes, pa.string())
         tables = [bundle.prototypes for bundle in predictor.bundles]
         self.names = [None if table is None else table["name"].combine_chunks() for table in tables]
@@ -143,8 +144,8 @@ class Scorer:
         }
         if ranking is not None:
             columns["evidence"] = place.lists(self._evidence(ranking, finite_G), ranking.points_RN.shape[1])
-        if every is not None and self.asked is not None:
-            columns |= array_columns(every, self.asked, B, place.at, finite_G)
+        if every is not None:
+            columns |= array_columns(every, self.arrays, B, place.at, finite_G)
         abstained_G = columns["prediction"].is_null().to_numpy(zero_copy_only=False)[place.at]
         return columns, agreement, watched(scores.only(torch.from_numpy(finite_G)), self.predictor.classes, abstained_G)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
+from deltalake import DeltaTable
 from ray_processes import descendants, kill_all, named, wait_for
 from running_jobs import Jobs, Scored
 
@@ -115,7 +116,7 @@ def test_killed_again_and_again_it_ends_with_the_same_rows(
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")  # a minute otherwise, until the driver gives up
     chance, in_the_middle = random.Random(KILLS), 0
     for turn in range(KILLS):
-        process = jobs.start("score", *scored.arguments(tmp_path))
+        process = jobs.start("score", *scored.arguments(tmp_path), "--format=delta")
         wait_for_a_moment(chance, process, tmp_path / "job/done")
         what, below = ("ray", "driver", "actor")[turn % 3], list(descendants(process.pid))
         left_over += below
@@ -129,9 +130,13 @@ def test_killed_again_and_again_it_ends_with_the_same_rows(
         kill_all(below)
         assert ended.code != 0
         in_the_middle += not (tmp_path / "scores.json").exists()
+        if DeltaTable.is_deltatable(table := str(tmp_path / "parts")):  # then it is whole
+            assert DeltaTable(table).count() == len(rows(scored.output))
     assert in_the_middle > KILLS // 2
-    last = jobs.run("score", *scored.arguments(tmp_path))
+    last = jobs.run("score", *scored.arguments(tmp_path), "--format=delta")
     assert last.code == 1
     assert "couldn't be scored" in last.err
     assert rows(tmp_path).equals(rows(scored.output))
+    table_ids = DeltaTable(tmp_path / "parts").to_pyarrow_table()["image_id"].to_pylist()
+    assert sorted(table_ids) == rows(scored.output)["image_id"].to_pylist()
     assert not list(tmp_path.rglob("*.unfinished"))

@@ -127,7 +127,9 @@ def test_a_baseline_has_none(tmp_path: Path) -> None:
 
 
 def test_the_command_line_says_so() -> None:
-    words = "--bundle=b --input=i --output=o --explain=all --explain_classes=A,B --explain_classes=C --explain_prototypes=3"
+    words = (
+        "--bundle=b --input=i --output=o --explain=all --explain_classes=A,B --explain_classes=C --explain_prototypes=3"
+    )
     settings = parse(ScoreSettings, words.split())
     assert (settings.explain, settings.explain_classes, settings.explain_prototypes) == ("all", ["A,B", "C"], [3])
     with pytest.raises(UserError, match="explain"):
