@@ -164,7 +164,7 @@ class Hot:
         """Ours: the solver and a pass, which is extrapolated from `predict`. Theirs: all extrapolated from a step."""
         rows, classes, prototypes = (getattr(self.arguments, name) for name in ("rows", "classes", "prototypes"))
         made = argparse.Namespace(rows=rows, prototypes=prototypes, classes=classes, seed=0, spread=1.4)
-        block = RowBlock(*made_up(made), classes)
+        block = RowBlock(*made_up(made), classes, device=self.device)
         off_KP = off_class_KP(np.arange(prototypes) * classes // prototypes, classes)
         anchor, start = anchor_KP(off_KP, 1.0), np.where(off_KP, -0.5, 1.0)
         labels_B = torch.from_numpy(self.labels_B).to(self.device)
@@ -176,7 +176,6 @@ class Hot:
             lambda: self.plain.last_layer_step(self.images_B3HW, labels_B),
             10.0,
             passes=rows / len(self.labels_B),
-            host=True,
         )
 
     def prototype_layer(self, prototypes: int) -> Case:

@@ -6,7 +6,7 @@
 git, with their metric. Both go to the same residual from the same start: -1/2 to other classes, as after training. Rows are
 made up (cosines; a class is a direction, its images and prototypes are near it) or a file's (`similarities`, `labels`).
 `again` solves once more from the solution when five prototypes have gone. Peak memory is what the process took
-for the rows and for `newton`, over the size of the rows.
+for the rows and for `newton` beside its arguments, over the size of the rows.
 """
 
 import argparse
@@ -37,12 +37,12 @@ def main() -> None:
         __doc__, rows=12_000, prototypes=2_000, classes=200, seed=0, spread=1.4, baseline=1, file=""
     )
     similarities_nP, labels_n = loaded(arguments) if arguments.file else made_up(arguments)
-    load_what_loads_late()
-    before = peak_bytes() - similarities_nP.nbytes
     rows, prototypes = similarities_nP.shape
     classes = arguments.classes
     off_KP = off_class_KP(np.arange(prototypes) * classes // prototypes, classes)
     anchor, start = anchor_KP(off_KP, 1.0), np.where(off_KP, -0.5, 1.0)
+    load_what_loads_late()
+    before = peak_bytes() - similarities_nP.nbytes
     how: dict[str, Any] = {"l1": L1, "ridge": RIDGE, "tolerance": TOLERANCE}
     block, found = RowBlock(similarities_nP, labels_n, classes), []
     spent = seconds(lambda: found.append(solve_here(block, anchor, off_KP, initial=start, **how)))
