@@ -70,6 +70,14 @@ class TestWhatIsAskedFor:
             around = 0 if run.settings.model.kind == "baseline" else 1 + 1 + 1 + run.settings.last_layer.copies
             assert run.settings.train.joint_epochs + around == 10
 
+    def test_both_ways_of_a_hundred_kinds_take_five_looks(self) -> None:
+        table = read_table_file(str(CUB200.parent / "cub100/table.yaml"))
+        runs = {run.row: run.settings for run in members(table, CUB200.parent / "cub100", "runs/cub100", {})}
+        assert runs["lite0-baseline"].train.joint_epochs == 5
+        for name in ("lite0", "lite2", "resnet18"):
+            settings = runs[name]
+            assert (settings.model.start, settings.train.joint_epochs, settings.last_layer.copies) == ("parts", 0, 1)
+
     def test_a_later_setting_wins(self, tmp_path: Path) -> None:
         (tmp_path / "own.yaml").write_text("train: {batch_size: 8, joint_epochs: 3}\nmodel: {kind: baseline}\n")
         content = changed()
