@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= disabled
 export PYTHONUNBUFFERED = 1
 
-.PHONY: train serve workbench test unit lint bench lock clean
+.PHONY: train serve workbench test unit lint bench lock sbom clean
 
 train: $(VENV)/.installed
 	$(BIN)/python jobs/train.py --config configs/quickstart.yaml $(ARGS)
@@ -52,6 +52,11 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 # The lock names versions for every platform, and no registry's host.
 lock:
 	uv pip compile pyproject.toml --extra dev --extra aws --extra export --extra heic --extra dicom --extra delta --universal --python-version 3.11 --no-header --no-annotate -o requirements.lock
+
+# What requirements.lock names, as CycloneDX: sbom.json, which the container image takes with it.
+SBOM ?= sbom.json
+sbom: $(VENV)/.installed
+	$(BIN)/python -W ignore -m cyclonedx_py requirements requirements.lock --pyproject pyproject.toml --output-reproducible -o $(SBOM)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,5 +1,6 @@
 """The wheel, from which the jobs of these tests and the service are run: nothing is missing, nothing is the checkout's."""
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -49,3 +50,15 @@ def test_it_is_what_the_commands_import(jobs: Jobs) -> None:
     )
     assert Path(done.stdout.strip()).is_relative_to(jobs.programs.parent)
     assert not jobs.programs.is_relative_to(ROOT)
+
+
+def test_the_bill_of_materials_names_what_the_lock_does(tmp_path: Path) -> None:
+    made = tmp_path / "sbom.json"
+    given = [f"SBOM={made}", f"BIN={Path(sys.executable).parent}"]
+    done = subprocess.run(["make", "-o", ".venv/.installed", *given, "sbom"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(made.read_text())
+    assert (said["bomFormat"], said["metadata"]["component"]["name"]) == ("CycloneDX", "protopnet")
+    lines = [line.split(" ;")[0] for line in (ROOT / "requirements.lock").read_text().splitlines()]
+    assert sorted(f"{each['name']}=={each['version']}" for each in said["components"]) == sorted(lines)
+    assert all(each["purl"] == f"pkg:pypi/{each['name']}@{each['version']}" for each in said["components"])
