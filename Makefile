@@ -51,7 +51,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 # The lock names versions for every platform, and no registry's host.
 lock:
-	uv pip compile pyproject.toml --extra dev --extra aws --extra export --extra heic --extra dicom --extra delta --universal --python-version 3.11 --no-header --no-annotate -o requirements.lock
+	uv pip compile pyproject.toml --extra dev --extra aws --extra export --extra heic --extra dicom --extra delta --extra mlflow --universal --python-version 3.11 --no-header --no-annotate -o requirements.lock
 
 # What requirements.lock names, as CycloneDX: sbom.json, which the container image takes with it.
 SBOM ?= sbom.json

@@ -1,6 +1,6 @@
 """What trackers of experiments hear of a run (real ones: tests/system/test_tracking.py)."""
 
-import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def test_tensorboard_alone_leaves_no_trace_of_others(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard"}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mlflow") is not None, reason="MLflow is installed")
-def test_one_that_isnt_installed(tmp_path: Path) -> None:
+def test_one_that_isnt_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(UserError, match="mlflow, which isn't installed: pip install 'protopnet\\[mlflow\\]'"):
         begin(tmp_path, [], ["mlflow"])
