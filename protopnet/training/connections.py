@@ -4,8 +4,9 @@ import numpy as np
 
 
 def off_class_KP(prototype_class_P: np.ndarray, num_classes: int) -> np.ndarray:
-    """1 where a prototype belongs to another class than the row's, else 0."""
-    return (prototype_class_P[None, :] != np.arange(num_classes)[:, None]).astype(np.float64)
+    """Whether a prototype belongs to another class than the row's."""
+    other_KP: np.ndarray = prototype_class_P[None, :] != np.arange(num_classes)[:, None]
+    return other_KP
 
 
 def anchor_KP(off_KP: np.ndarray, connection_scale: float) -> np.ndarray:

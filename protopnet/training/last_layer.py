@@ -69,9 +69,10 @@ class RowStore:
     def second_moment(self, vector_P: np.ndarray) -> np.ndarray:
         return self.block.second_moment(vector_P)
 
-    def solve(self, *places_KP: np.ndarray, **options: Any) -> Solution:
+    def solve(self, prototype_class_P: np.ndarray, connection_scale: float, **options: Any) -> Solution:
         """`solve_here` of these rows."""
-        return solve_here(self.block, *places_KP, **options)
+        off_KP = off_class_KP(prototype_class_P, self.block.num_classes)
+        return solve_here(self.block, anchor_KP(off_KP, connection_scale), off_KP, **options)
 
     def hits(self, weights_KP: np.ndarray) -> dict[str, tuple[int, int]]:
         """For each split but training: how many rows are classified correctly, and how many there are."""
@@ -150,18 +151,18 @@ def solve_last_layer(
     connections may not fall below.
     """
     num_classes = network.last_layer.out_features
-    off_KP = off_class_KP(network.prototype_class.cpu().numpy(), num_classes)
+    of_P = network.prototype_class.cpu().numpy()
     current_KP = network.last_layer.weight.detach().cpu().numpy()
     with _stores(blocks, num_classes, plan, columns, settings.precision == "float16") as stores:
-        places_KP = anchor_KP(off_KP, connection_scale), off_KP
         wanted = settings.model_dump(include={"l1", "ridge", "tolerance", "max_iterations"})
         wanted |= {"initial": current_KP, "floor": floor_KP}
         solution: Solution
         if len(stores) == 1:
-            (solution,) = ray.get([stores[0].solve.remote(*places_KP, **wanted)])
+            (solution,) = ray.get([stores[0].solve.remote(of_P, connection_scale, **wanted)])
             solution = replace(solution, weights=solution.weights.copy())  # Ray's are read-only
         else:
-            solution = solve_over(stores, places_KP, wanted)
+            off_KP = off_class_KP(of_P, num_classes)
+            solution = solve_over(stores, (anchor_KP(off_KP, connection_scale), off_KP), wanted)
         before, after = _accuracies(stores, current_KP), _accuracies(stores, solution.weights.astype(np.float32))
     return LastLayerResult(solution, before, after)
 
