@@ -133,6 +133,7 @@ def rows_by_class(classes: int, each: int) -> Iterator[dict[str, Any]]:
             "width": 9,
             "height": 9,
             "parts": None,
+            "object": None,
             "sha256": hashlib.sha256(data).hexdigest(),
         }
 
