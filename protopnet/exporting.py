@@ -40,9 +40,7 @@ def export(bundle: Bundle, output: str, form: Format, shown: Shown, *, int8: boo
         return _handed_on(bundle, output, shown)
     network = explaining(bundle)
     if int8 and form != "onnx":
-        raise UserError(
-            "--int8 is for --format onnx: torch.export's graph would be slower in 8 bits than without"
-        )
+        raise UserError("--int8 is for --format onnx: torch.export's graph would be slower in 8 bits than without")
     with _cudnn_as_at_the_start():
         program = _program(OneGraph(network).eval(), bundle.info.preprocessing.size)
         data = _torch(program) if form == "torch" else _onnx(program)
