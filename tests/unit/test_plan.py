@@ -65,9 +65,9 @@ class TestTraining:
     @pytest.mark.parametrize(
         ("memory", "settings", "expected"),
         [
-            (2.0, {}, "fits"),
-            (1.2, {}, "float16"),
-            (1.2, {"precision": "float16"}, "fits"),
+            (3.0, {}, "fits"),
+            (2.0, {}, "float16"),
+            (2.0, {"precision": "float16"}, "fits"),
             (0.5, {}, "last_layer.copies"),
             (0.5, {"precision": "float16"}, "last_layer.copies"),
         ],
