@@ -1,7 +1,6 @@
 """The last-layer solver against independent solvers, and its properties."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,16 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import logsumexp
+from solver_problem import Problem, problem
 from threadpoolctl import threadpool_limits
 
 from protopnet.training.connections import anchor_KP, off_class_KP
 from protopnet.training.newton import solve_here
-from protopnet.training.proximal import Metric, metric_of, soft_threshold
 from protopnet.training.solver import (
     Progress,
     RowBlock,
     Solution,
-    add_up,
     mean_over,
     metric_over,
     solve,
@@ -33,57 +31,6 @@ def _one_thread() -> Iterator[None]:
     """The matrices are tiny: more threads only wait for one another."""
     with threadpool_limits(1):
         yield
-
-
-@dataclass
-class Problem:
-    similarities: np.ndarray
-    labels: np.ndarray
-    start: np.ndarray
-    l1: float = 1e-3
-    ridge: float = 1e-3
-
-    @property
-    def off_class(self) -> np.ndarray:
-        return self.start < 0
-
-    def blocks(self, *cuts: int) -> list[RowBlock]:
-        pairs = zip(np.split(self.similarities, cuts), np.split(self.labels, cuts), strict=True)
-        return [RowBlock(rows, labels, len(self.start), chunk_rows=40) for rows, labels in pairs]
-
-    def objective(self, weights: np.ndarray) -> float:
-        """F, written down afresh."""
-        logits = self.similarities.astype(np.float64) @ weights.T
-        own = logits[np.arange(len(logits)), self.labels]
-        return float(
-            np.mean(logsumexp(logits, axis=1) - own)
-            + self.l1 * np.abs(weights[self.off_class]).sum()
-            + self.ridge / 2 * ((weights - self.start) ** 2).sum()
-        )
-
-    def solve(self, *, preconditioned: bool = True, **options: object) -> Solution:
-        blocks = self.blocks()
-        metric = metric_over(blocks) if preconditioned else None
-        options = {"tolerance": 1e-8, "max_iterations": 20000, "metric": metric, **options}
-        return solve(mean_over(blocks), self.start, self.off_class, l1=self.l1, ridge=self.ridge, **options)
-
-    def solve_here(self, device: str = "cpu", **options: object) -> Solution:
-        block = RowBlock(self.similarities, self.labels, len(self.start), chunk_rows=40, device=device)
-        options = {"tolerance": 1e-8, "max_iterations": 100, **options}
-        return solve_here(block, self.start, self.off_class, l1=self.l1, ridge=self.ridge, **options)
-
-
-def problem(
-    rows: int = 90, prototypes: int = 12, classes: int = 4, *, seed: int = 0, mean: float = 1.5, spread: float = 0.5
-) -> Problem:
-    """Similarities as a network makes them: a common mean, higher for an image's own class."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, classes, rows)
-    prototype_class = np.arange(prototypes) * classes // prototypes
-    own = labels[:, None] == prototype_class
-    scores = rng.normal(size=(rows, prototypes)) + 2 * own * (rng.random((rows, prototypes)) < 0.6)
-    start = np.where(prototype_class == np.arange(classes)[:, None], 1.0, -0.5)
-    return Problem(mean + spread * scores, labels, start)
 
 
 def reference(task: Problem, floor: np.ndarray | None = None) -> float:
@@ -247,84 +194,6 @@ def test_one_row_converges(seed: int, l1: float, kind: type) -> None:
     assert task.solve(tolerance=1e-4, max_iterations=1000).converged
 
 
-def test_gap_bounds_the_distance_from_the_optimum() -> None:
-    task = problem()
-    best = task.solve(tolerance=1e-10).objective
-    for tolerance in (1e-1, 1e-2, 1e-3, 1e-4):
-        rough = task.solve(tolerance=tolerance)
-        assert 0 <= rough.objective - best <= rough.gap + 1e-12
-
-
-def test_residual_is_that_of_the_objective() -> None:
-    """At a point off the optimum: the residual against finite differences of F."""
-    task = problem()
-    rng = np.random.default_rng(0)
-    point = task.start + rng.normal(0, 0.1, task.start.shape)
-    residual = task.solve(initial=point, max_iterations=0).residual
-    slopes = np.empty(point.size)
-    for index in range(point.size):
-        step = np.zeros(point.size)
-        step[index] = 1e-6
-        moved = step.reshape(point.shape)
-        slopes[index] = (task.objective(point + moved) - task.objective(point - moved)) / 2e-6
-    assert residual == pytest.approx(np.abs(slopes).max(), rel=1e-5)
-
-
-def test_separable_data_has_a_finite_solution() -> None:
-    labels = np.repeat(np.arange(3), 10)
-    similarities = np.where(labels[:, None] == np.arange(3), 9.0, 0.0)
-    task = Problem(similarities, labels, np.where(np.eye(3) > 0, 1.0, -0.5), l1=0.0, ridge=1e-4)
-    solution = task.solve()
-    assert solution.converged
-    assert np.abs(solution.weights).max() < 20
-
-
-def test_strong_penalty_gives_exact_zeros() -> None:
-    task = problem()
-    task.l1 = 1.0
-    solution = task.solve()
-    assert (solution.weights[task.off_class] == 0).all()
-    assert (solution.weights[~task.off_class] != 0).all()
-
-
-def test_the_same_whatever_the_blocks() -> None:
-    task = problem(90)
-    weights = task.start + 0.1
-    whole = mean_over(task.blocks())(weights)
-    for cuts in [(30, 60), (1, 2, 89), (45,), (0, 90)]:  # the last has empty blocks
-        loss, gradient = mean_over(task.blocks(*cuts))(weights)
-        assert loss == pytest.approx(whole[0], rel=1e-13)
-        np.testing.assert_allclose(gradient, whole[1], rtol=0, atol=1e-14)
-    blocks = task.blocks(30, 60)
-    loss, gradient = add_up([block.loss_and_gradient(weights) for block in blocks], 90)
-    assert loss == pytest.approx(whole[0], rel=1e-13)
-    split = solve(mean_over(blocks), task.start, task.off_class, l1=1e-3, ridge=1e-3, tolerance=1e-8)
-    np.testing.assert_allclose(split.weights, task.solve(preconditioned=False).weights, atol=1e-6)
-
-
-def test_gradient_of_a_block() -> None:
-    task = problem(20)
-    (block,) = task.blocks()
-    weights = task.start.copy()
-    _, gradient = block.loss_and_gradient(weights)
-    weights[1, 2] += 1e-6
-    above, _ = block.loss_and_gradient(weights)
-    weights[1, 2] -= 2e-6
-    below, _ = block.loss_and_gradient(weights)
-    assert gradient[1, 2] == pytest.approx((above - below) / 2e-6, rel=1e-6)
-
-
-def test_float32_similarities_give_the_same_solution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("protopnet.training.solver._MOST_DOUBLES", 0)
-    task = problem(200, 20, 5, seed=2, mean=3, spread=0.25)
-    task.similarities = task.similarities.astype(np.float32)
-    single = task.solve(tolerance=1e-5)
-    assert single.converged
-    task.similarities = task.similarities.astype(np.float64)
-    double = task.solve(tolerance=1e-5)
-    assert single.objective == pytest.approx(double.objective, rel=1e-5)
-
-
 def test_newton_takes_in_what_is_missing_and_needs_few_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
     """From own classes only and from connections to all; a class may take in a few at a time."""
     monkeypatch.setattr("protopnet.training.newton._SMALL_SET", 2)
@@ -423,52 +292,3 @@ def test_says_when_it_runs_out_of_iterations(way: Callable[..., Solution]) -> No
 def test_nonsense_is_refused(similarities: np.ndarray, labels: list[int]) -> None:
     with pytest.raises(ValueError):
         RowBlock(similarities, labels, 2)
-
-
-def test_soft_threshold() -> None:
-    values = np.array([-3.0, -1.0, 0.0, 0.5, 2.0])
-    np.testing.assert_array_equal(soft_threshold(values, np.ones(5)), [-2, 0, 0, 0, 1])
-
-
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 10**6), size=st.integers(1, 8), stretch=st.sampled_from([0.0, 0.5, 10.0, 1e3, 1e6]))
-def test_proximal_map_is_optimal(seed: int, size: int, stretch: float) -> None:
-    """0 is a subgradient of ‖x − v‖²/2 + Σ t|x| in the metric, at the result; on the floor it may only lead up."""
-    rng = np.random.default_rng(seed)
-    direction = rng.normal(size=size) + 1
-    metric = Metric(direction / np.linalg.norm(direction), stretch)
-    point, threshold = rng.normal(size=(3, size)), rng.choice([0.0, 0.1, 1.0], (3, size))
-    floor = rng.choice([-np.inf, -0.2, 0.0, 0.7], (3, size))
-    result = metric.proximal(point, threshold, floor)
-    assert (result >= floor).all()
-    way = result - point
-    gradient = way + stretch * np.outer(way @ metric.direction, metric.direction)
-    slack = 1e-8 * (1 + stretch)
-    moving, free = result != 0, result > floor
-    slope = gradient + threshold * np.sign(result)
-    np.testing.assert_allclose(slope[moving & free], 0, atol=slack)
-    assert (slope[moving & ~free] >= -slack).all()
-    assert (gradient[~moving] >= -threshold[~moving] - slack).all()
-    assert (gradient[~moving & free] <= threshold[~moving & free] + slack).all()
-
-
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10**6), size=st.integers(2, 8))
-def test_the_metric_is_solved_by_its_inverse(seed: int, size: int) -> None:
-    rng = np.random.default_rng(seed)
-    direction = rng.normal(size=size)
-    metric = Metric(direction / np.linalg.norm(direction), 7.0)
-    matrix = np.eye(size) + 7 * np.outer(metric.direction, metric.direction)
-    a, b = rng.normal(size=(2, 3, size))
-    np.testing.assert_allclose(metric.solve(a) @ matrix, a, atol=1e-12)
-    assert metric.inner(a, b) == pytest.approx(np.trace(a @ matrix @ b.T))
-
-
-def test_metric_of_a_known_matrix() -> None:
-    turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))
-    matrix = turn @ np.diag([100, 2, 1, 0.5, 0.1]) @ turn.T
-    metric = metric_of(lambda v: matrix @ v, 5, steps=50)
-    assert metric.stretch == pytest.approx(49, rel=1e-3)
-    assert abs(metric.direction @ turn[:, 0]) == pytest.approx(1)
-    assert metric_of(lambda v: v, 5).stretch == 0
-    assert metric_of(lambda v: 0 * v, 5).stretch == 0
