@@ -5,13 +5,14 @@ MLflow keeps this file with the model and runs it by itself; nothing imports it.
 
 from typing import Any
 
-import mlflow
 import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 
 import protopnet
 
 
-class ExplainingModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class ExplainingModel(PythonModel):  # type: ignore[misc]
     """Images: a list, or the first column of a table; each a path, bytes, a PIL image or an array."""
 
     def load_context(self, context: Any) -> None:
@@ -34,4 +35,4 @@ class ExplainingModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         )
 
 
-mlflow.models.set_model(ExplainingModel())
+set_model(ExplainingModel())
