@@ -23,8 +23,7 @@ import numpy as np
 from common import arguments_of, conclude, table
 
 from protopnet.datasets import order
-from protopnet.datasets.mixing import Pile
-from protopnet.datasets.writer import Limits
+from protopnet.datasets.writer import Limits, drawn
 
 SHAPES = {
     "CUB-200": (5_994, 200, 80),
@@ -64,11 +63,10 @@ def plain_files(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def shards(labels: np.ndarray, seed: int) -> np.ndarray:
-    """(n,) row groups of images in shards in a drawn order, as `Pile` draws it and `ShardWriter` cuts it."""
-    with Pile(seed) as pile:
-        drawn = pile.random.permutation(len(labels))
+    """(n,) row groups of images in shards in a drawn order, as they are written."""
     groups = np.empty(len(labels), np.int64)
-    groups[drawn] = np.arange(len(labels)) // Limits.for_images(len(labels)).group_rows
+    order_drawn = drawn(np.full(len(labels), "train"), seed)
+    groups[order_drawn] = np.arange(len(labels)) // Limits.for_images(len(labels)).group_rows
     return groups
 
 

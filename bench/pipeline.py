@@ -36,7 +36,7 @@ from protopnet.datasets.loader import TrainLoader
 from protopnet.datasets.open import open_source
 from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import Dataset, as_stored
-from protopnet.datasets.shards import write_shards
+from protopnet.datasets.shards import write_source
 
 ROUNDS = 3
 BATCH = 64
@@ -109,7 +109,7 @@ def packed(dataset: Dataset, uri: str) -> Dataset:
     settings = RunSettings.model_validate({"data": {"source": "folder", "path": dataset.source["path"]}})
     data = settings.data.model_copy(update={"classes": dataset.classes, "validation": 0, "test": 0})
     source = open_source(settings.model_copy(update={"data": data}))
-    return write_shards(source.rows, uri, source.classes, source.about)
+    return write_source(source, uri)
 
 
 @contextmanager

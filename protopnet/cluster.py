@@ -8,19 +8,21 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
+from typing import Any
 
 import ray
 
 from protopnet import storage
-from protopnet.budget import Cluster, Group, Node, PassPlan, TrainPlan, pass_plan, training_plan
+from protopnet.budget import Cluster, Group, Node, PassPlan, TrainPlan, mark, pass_plan, training_plan
 from protopnet.config import ComputeSettings
 from protopnet.errors import UserError
 from protopnet.machine import usable_cpus
 
-__all__ = ["PassPlan", "TrainPlan", "connect", "plan_pass", "plan_training", "quieten", "survey"]
+__all__ = ["PassPlan", "TrainPlan", "connect", "plan_pass", "plan_training", "quieten", "spread", "survey"]
 
 # A local Ray is given this many CPUs beyond the real ones. They are bookkeeping: they keep a place free for the
 # small tasks between the actors, whatever the machine's size.
@@ -145,6 +147,36 @@ def plan_training(compute: ComputeSettings) -> TrainPlan:
 def plan_pass(compute: ComputeSettings) -> PassPlan:
     """Actors of a pass on the cluster this process is connected to; errors as `budget.pass_plan`."""
     return pass_plan(compute, survey())
+
+
+def spread(compute: ComputeSettings, work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """`map(work, items)` in tasks of a core each on all nodes, results as they come; a `UserError` of one ends them.
+
+    A few more tasks wait than there are cores, so that items may be many. One whose node is lost is done again.
+    """
+    task = ray.remote(num_cpus=1, max_retries=-1, scheduling_strategy="SPREAD", resources=mark(compute.nodes))(
+        _as_value
+    )
+    running: set[Any] = set()
+    waiting = iter(items)
+    while True:
+        most = 4 + 2 * int(ray.cluster_resources().get("CPU", 1))
+        running |= {task.remote(work, item) for item in islice(waiting, most - len(running))}
+        if not running:
+            return
+        done, _ = ray.wait(list(running))
+        running -= set(done)
+        for value, error in ray.get(done):
+            if error is not None:
+                raise UserError(error)
+            yield value
+
+
+def _as_value(work: Callable[[Any], Any], item: Any) -> tuple[Any, str | None]:
+    try:
+        return work(item), None
+    except UserError as error:
+        return None, str(error)
 
 
 def survey() -> Cluster:

@@ -4,9 +4,11 @@ python jobs/prepare.py --data.source cub --data.path CUB_200_2011 --output shard
 python jobs/prepare.py --data.source folder --data.path s3://bucket/flowers --output s3://bucket/shards/flowers
 """
 
+import os
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from protopnet import storage
@@ -15,8 +17,9 @@ from protopnet.config import PrepareSettings
 from protopnet.datasets.duplicates import duplicates_across, duplicates_text
 from protopnet.datasets.open import open_source
 from protopnet.datasets.rows import Dataset
-from protopnet.datasets.shards import check_output, write_shards
+from protopnet.datasets.shards import check_output, write_source
 from protopnet.errors import exit_with_a_sentence
+from protopnet.lease import Lease
 from protopnet.pages.data import data_page
 
 
@@ -63,25 +66,42 @@ def summary(dataset: Dataset, output: str, seconds: float) -> str:
 
 
 def prepare(settings: PrepareSettings | Mapping[str, Any]) -> Dataset:
-    """Write images of any source as shards; returns their manifest. `UserError` for what is wrong with them."""
+    """Write images of any source as shards; returns their manifest. `UserError` for what is wrong with them.
+
+    On this machine, or where a cluster is named (`compute.address`, `RAY_ADDRESS`) on all its nodes. A killed call is gone
+    on with by the same one.
+    """
     settings = checked(PrepareSettings, settings)
     check_output(settings.output, settings.overwrite)
-    source = open_source(settings, CountLine("checked"))
-    writing = CountLine("written")
-    dataset = write_shards(
-        source.rows,
-        settings.output,
-        source.classes,
-        source.about,
-        overwrite=settings.overwrite,
-        progress=writing,
-        max_bad=settings.data.max_bad,
-    )
+    reading, writing = CountLine("read"), CountLine("written")
+    with Lease(settings.output, "--output") as lease:
+        source = open_source(settings)
+        dataset = write_source(
+            source,
+            settings.output,
+            overwrite=settings.overwrite,
+            checked=reading,
+            written=writing,
+            max_bad=settings.data.max_bad,
+            **_on_cluster(settings),
+        )
+        lease.check()
     writing.end()
     if settings.report:
         page = data_page(dataset, settings.data.path or settings.data.source, settings.data)
         storage.write_bytes(settings.report, page.encode())
     return dataset
+
+
+def _on_cluster(settings: PrepareSettings) -> dict[str, Any]:
+    """Where it is done: one machine has no use for Ray, whose start takes longer than a few hundred images."""
+    if not (settings.compute.address or os.environ.get("RAY_ADDRESS")):
+        return {}
+    from protopnet import cluster  # only here: Ray takes a second to load
+
+    paths = {"--output": settings.output} | ({"data.path": settings.data.path} if settings.data.path else {})
+    cluster.connect(settings.compute, paths)
+    return {"spread": partial(cluster.spread, settings.compute), "cores": 1}
 
 
 @exit_with_a_sentence

@@ -241,3 +241,4 @@ class PrepareSettings(Section):
     seed: int = Field(0, ge=0, description="seed of the validation and test splits cut from a folder")
     data: DataSettings = DataSettings()
     birds: BirdSettings = BirdSettings()
+    compute: ComputeSettings = ComputeSettings()

@@ -8,7 +8,8 @@ dataset's segmentations/), else the box on whole images.
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -28,7 +29,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and
 
 
 @dataclass(frozen=True)
-class _Photo:
+class Photo:
     """One line of images.txt with what the other files say about it."""
 
     path: str
@@ -37,6 +38,7 @@ class _Photo:
     split: str
     box: tuple[float, float, float, float]  # x, y, width, height in pixels
     points: list[tuple[str, float, float]] = field(default_factory=list)  # visible: part, x, y in pixels
+    mask: str | None = None  # where it is
 
 
 def cub_classes(path: str, settings: DataSettings) -> list[str]:
@@ -44,21 +46,24 @@ def cub_classes(path: str, settings: DataSettings) -> list[str]:
     return chosen_classes([name for _, name in _lines(path, "classes.txt", 2)], settings.classes)
 
 
-def cub_rows(path: str, settings: DataSettings) -> Iterator[dict[str, Any] | BadRow]:
-    """Rows with image bytes in the order (class, path), a `BadRow` for each image that can't be used.
-
-    Crops are JPEG (quality 95, 4:4:4), their uri ends in `#xywh=x,y,width,height`; whole images stay as they
-    came. Memory is bounded by a few images. `UserError` if a file of the layout is missing or broken.
-    """
+def cub_photos(path: str, settings: DataSettings) -> list[Photo]:
+    """The photographs of the chosen classes in the order (class, path). `UserError` if a file of the layout is missing or
+    broken."""
     root = storage.located(path)
     photos = _photos(root, cub_classes(root, settings))
     masks = masks_for(settings.masks, [photo.path for photo in photos]) if settings.masks else {}
-    image_id = 0
-    for row in ordered(lambda photo: _row(root, photo, masks.get(photo.path), settings), photos, threads_for(root)):
-        if isinstance(row, dict):
-            row["image_id"] = image_id
-            image_id += 1
-        yield row
+    return [replace(photo, mask=masks.get(photo.path)) for photo in photos]
+
+
+def read_photos(
+    photos: list[Photo], cores: int | None, *, root: str, settings: DataSettings
+) -> Iterator[dict[str, Any] | BadRow]:
+    """Rows with image bytes, in order, a `BadRow` for each image that can't be used.
+
+    Crops are JPEG (quality 95, 4:4:4), their uri ends in `#xywh=x,y,width,height`; whole images stay as they
+    came. Memory is bounded by a few images.
+    """
+    return ordered(partial(_row, root, settings=settings), photos, threads_for(root, cores))
 
 
 def cub_splits(root: str, classes: list[str]) -> list[tuple[str, str]]:
@@ -79,7 +84,7 @@ def _lines(root: str, name: str, columns: int) -> list[list[str]]:
     return lines
 
 
-def _photos(root: str, classes: list[str]) -> list[_Photo]:
+def _photos(root: str, classes: list[str]) -> list[Photo]:
     class_of = dict(_lines(root, "image_class_labels.txt", 2))
     name_of = dict(_lines(root, "classes.txt", 2))
     training = dict(_lines(root, "train_test_split.txt", 2))
@@ -95,7 +100,7 @@ def _photos(root: str, classes: list[str]) -> list[_Photo]:
             raise UserError(f"{root}: no class, split or bounding box of image {image} (images.txt)") from None
         if name in classes:
             box = x, y, width, height
-            photos.append(_Photo(path, classes.index(name), name, split, box, points.get(image, [])))
+            photos.append(Photo(path, classes.index(name), name, split, box, points.get(image, [])))
     return sorted(photos, key=lambda photo: (photo.label, photo.path))
 
 
@@ -108,7 +113,7 @@ def _visible_points(root: str) -> dict[str, list[tuple[str, float, float]]]:
     return points
 
 
-def _row(root: str, photo: _Photo, mask: str | None, settings: DataSettings) -> dict[str, Any] | BadRow:
+def _row(root: str, photo: Photo, settings: DataSettings) -> dict[str, Any] | BadRow:
     uri = storage.join(root, "images", photo.path)
     try:
         data = storage.read_bytes(uri)
@@ -134,7 +139,7 @@ def _row(root: str, photo: _Photo, mask: str | None, settings: DataSettings) -> 
         "height": box[3] - box[1],
         "sha256": hashlib.sha256(data).hexdigest(),
         "parts": _fractions(photo.points, box),
-        "object": read_mask(mask, size, box) if mask else grid,
+        "object": read_mask(photo.mask, size, box) if photo.mask else grid,
     }
 
 

@@ -17,11 +17,13 @@ import hashlib
 import io
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from protopnet import storage
 from protopnet.config import DataSettings
@@ -51,12 +53,42 @@ class Found:
     box: tuple[float, float, float, float] | None = None
 
 
-def scan_folder(path: str, settings: DataSettings, seed: int, progress: Progress | None = None) -> Dataset:
-    """List, read and check the images of class folders.
+@dataclass(frozen=True)
+class Listed:
+    """What a folder or a list names, before an image is read: in the order (class, path), of the chosen classes only.
 
-    Missing validation and test splits are cut from the training images (see `splits`). `UserError` if the
-    folder is missing or `data.classes` names a class it doesn't have.
+    parts: key points by path, where there are any. source: for the record.
     """
+
+    found: list[Found]
+    classes: list[str]
+    source: dict[str, Any]
+    parts: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @classmethod
+    def chosen(cls, found: list[Found], names: list[str], source: dict[str, Any], settings: DataSettings) -> "Listed":
+        """Of all images and the names of all classes; `UserError` if `data.classes` names one that isn't there."""
+        classes = chosen_classes(names, settings.classes)
+        known = set(classes)
+        kept = sorted((f for f in found if f.class_name in known), key=lambda f: (f.class_name, f.path))
+        return cls(kept, classes, source)
+
+    def dataset(self, rows: pa.Table, errors: pa.Table, settings: DataSettings, seed: int) -> Dataset:
+        """From the rows of `read_images`, in order."""
+        return labelled_dataset(self.classes, rows, self.source, errors, settings, seed)
+
+
+def labelled_dataset(
+    classes: list[str], rows: pa.Table, source: dict[str, Any], errors: pa.Table, settings: DataSettings, seed: int
+) -> Dataset:
+    """Rows with names of classes, in order, get their labels, numbers and splits."""
+    labels = pc.index_in(rows["class_name"], value_set=pa.array(classes, pa.string()))
+    rows = rows.set_column(rows.schema.get_field_index("label"), "label", labels)
+    return Dataset(classes, with_splits(renumbered(rows.combine_chunks()), settings, seed), source, errors)
+
+
+def list_folder(path: str, settings: DataSettings) -> Listed:
+    """The images of class folders. `UserError` if the folder is missing or `data.classes` names a class it doesn't have."""
     root = storage.located(path)
     if not storage.is_folder(root):
         raise UserError(f"{path} isn't a folder (data.path); expected one sub-folder of images a class")
@@ -71,47 +103,50 @@ def scan_folder(path: str, settings: DataSettings, seed: int, progress: Progress
         source["passed_over"] = text
     if unusable:
         source["no_key_points"] = unusable
-    return read_found(found, names, source, settings, seed, parts=parts, progress=progress)
+    listed = replace(Listed.chosen(found, names, source, settings), parts=parts)
+    if not settings.masks:
+        return listed
+    masks = masks_for(settings.masks, [image.path for image in listed.found])
+    return replace(listed, found=[replace(image, mask=masks[image.path]) for image in listed.found])
 
 
-def read_found(
-    found: list[Found],
-    names: list[str],
-    source: dict[str, Any],
-    settings: DataSettings,
-    seed: int,
-    *,
-    parts: Mapping[str, list[dict[str, Any]]] | None = None,
-    progress: Progress | None = None,
-) -> Dataset:
-    """Read and check the images of the chosen classes. names: of all. parts: key points by path.
+def scan_folder(path: str, settings: DataSettings, seed: int, progress: Progress | None = None) -> Dataset:
+    """List, read and check the images of class folders.
 
-    `UserError` as `scan_folder`.
+    Missing validation and test splits are cut from the training images (see `splits`). `UserError` as `list_folder`.
     """
-    classes, parts = chosen_classes(names, settings.classes), parts or {}
-    label_of = {name: label for label, name in enumerate(classes)}
-    found = sorted((f for f in found if f.class_name in label_of), key=lambda f: (f.class_name, f.path))
-    if settings.masks and source["kind"] == "folder":
-        masks = masks_for(settings.masks, [f.path for f in found])
-        found = [replace(f, mask=masks[f.path]) for f in found]
+    return scan_listed(list_folder(path, settings), settings, seed, progress)
+
+
+def scan_listed(listed: Listed, settings: DataSettings, seed: int, progress: Progress | None = None) -> Dataset:
+    """Read and check the images, where they are left."""
     pieces: list[pa.Table] = [MANIFEST_SCHEMA.empty_table()]
     rows: list[dict[str, Any]] = []
     errors: list[BadRow] = []
-    threads = threads_for(str(source["path"]))
-    checked = ordered(lambda f: _check(f, settings.max_pixels), found, threads)
-    for done, (image, result) in enumerate(zip(found, checked, strict=True), 1):
-        if isinstance(result, BadRow):
-            errors.append(result)
+    threads = threads_for(str(listed.source["path"]))
+    work = partial(_check, max_pixels=settings.max_pixels)
+    for done, (image, row) in enumerate(zip(listed.found, ordered(work, listed.found, threads), strict=True), 1):
+        if isinstance(row, BadRow):
+            errors.append(row)
         else:
-            rows.append(result | {"label": label_of[image.class_name], "parts": parts.get(image.path)})
+            rows.append(row | {"parts": listed.parts.get(image.path), "file": image.uri, "row_group": -1, "row": -1})
         if len(rows) == _PIECE:
             pieces.append(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
             rows = []
         if progress:
-            progress(done, len(found))
+            progress(done, len(listed.found))
     pieces.append(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
-    table = with_splits(renumbered(pa.concat_tables(pieces).combine_chunks()), settings, seed)
-    return Dataset(classes, table, source, error_table(errors))
+    return listed.dataset(pa.concat_tables(pieces), error_table(errors), settings, seed)
+
+
+def read_images(
+    images: list[tuple[Found, list[dict[str, Any]] | None]], cores: int, *, max_pixels: int
+) -> Iterator[dict[str, Any] | BadRow]:
+    """Rows with their images of files and their key points, checked on so many cores."""
+    threads = threads_for(images[0][0].uri, cores)
+    found = [image for image, _ in images]
+    for (_, parts), row in zip(images, ordered(partial(_read, max_pixels=max_pixels), found, threads), strict=True):
+        yield row if isinstance(row, BadRow) else row | {"parts": parts}
 
 
 def list_images(root: str) -> tuple[list[Found], list[str], Passed]:
@@ -147,27 +182,34 @@ def _sub_folders(folder: str, images: list[str], below: str = "") -> set[str]:
     return names
 
 
-def _check(image: Found, max_pixels: int) -> dict[str, Any] | BadRow:
-    """Read one image to its end; a manifest row without what depends on the other images."""
+def _read(image: Found, max_pixels: int) -> dict[str, Any] | BadRow:
+    """Read one image to its end; a row without what depends on the other images."""
     try:
         data = storage.read_bytes(image.uri)
-        width, height = verify(data, max_pixels)
-    except BadImage as error:
-        return BadRow(image.uri, error.reason, image.class_name)
     except OSError as error:
         return BadRow(image.uri, f"can't be read: {error.strerror or error}", image.class_name)
-    return {
-        "uri": image.uri,
-        "class_name": image.class_name,
-        "split": image.split,
-        "width": width,
-        "height": height,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "object": _object_of(image, (width, height)),
-        "file": image.uri,
-        "row_group": -1,
-        "row": -1,
-    }
+    row = checked_row(data, image.uri, image.class_name, image.split, max_pixels)
+    return row if isinstance(row, BadRow) else row | {"object": _object_of(image, (row["width"], row["height"]))}
+
+
+def _check(image: Found, max_pixels: int) -> dict[str, Any] | BadRow:
+    row = _read(image, max_pixels)
+    if isinstance(row, dict):
+        del row["image"]
+    return row
+
+
+def checked_row(
+    image: bytes, uri: str, class_name: str | None, split: str | None, max_pixels: int
+) -> dict[str, Any] | BadRow:
+    """The row of an image that can be decoded to its end."""
+    try:
+        width, height = verify(image, max_pixels)
+    except BadImage as error:
+        return BadRow(uri, error.reason, class_name)
+    sha256 = hashlib.sha256(image).hexdigest()
+    row = {"uri": uri, "image": image, "class_name": class_name, "split": split}
+    return row | {"width": width, "height": height, "sha256": sha256}
 
 
 def _object_of(image: Found, size: tuple[int, int]) -> bytes | None:

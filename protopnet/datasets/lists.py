@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from protopnet import storage
 from protopnet.config import DataSettings
-from protopnet.datasets.folders import Found, Progress, read_found
+from protopnet.datasets.folders import Found, Listed, Progress, scan_listed
 from protopnet.datasets.layout import BOX_COLUMNS, LABEL_COLUMNS, MASK_COLUMNS, SPLIT_COLUMNS, URI_COLUMNS, split_of
 from protopnet.datasets.rows import Dataset
 from protopnet.errors import UserError
@@ -46,9 +46,13 @@ def is_list(path: str) -> bool:
 
 def scan_list(path: str, settings: DataSettings, seed: int, progress: Progress | None = None) -> Dataset:
     """The images of a list with labels, checked as those of folders; `UserError` for a list that can't be read."""
+    return scan_listed(list_list(path, settings), settings, seed, progress)
+
+
+def list_list(path: str, settings: DataSettings) -> Listed:
+    """The images of a list with labels, of the classes that are asked for; `UserError` for a list that can't be read."""
     root = storage.located(path)
-    found, names = labelled(root)
-    return read_found(found, names, {"kind": "list", "path": root, "crop": "none"}, settings, seed, progress=progress)
+    return Listed.chosen(*labelled(root), {"kind": "list", "path": root, "crop": "none"}, settings)
 
 
 def labelled(root: str) -> tuple[list[Found], list[str]]:

@@ -2,21 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from protopnet import storage
 from protopnet.config import BirdSettings, DataSettings
-from protopnet.datasets.cub import cub_classes, cub_rows
-from protopnet.datasets.duplicates import settled
-from protopnet.datasets.folders import Progress, scan_folder
-from protopnet.datasets.lists import is_list, scan_list
+from protopnet.datasets.cub import cub_classes, cub_photos, read_photos
+from protopnet.datasets.duplicates import Duplicates, settled
+from protopnet.datasets.folders import Progress, list_folder, read_images, scan_folder
+from protopnet.datasets.lists import is_list, list_list, scan_list
 from protopnet.datasets.order import mixing, row_groups
+from protopnet.datasets.pieces import Source
 from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import MANIFEST_SCHEMA, BadRow, Dataset, as_stored
-from protopnet.datasets.shards import image_bytes, is_complete, open_shards, write_shards
-from protopnet.datasets.splits import chosen_classes
+from protopnet.datasets.shards import image_bytes, is_complete, open_shards, write_source
+from protopnet.datasets.splits import chosen_classes, renumbered
+from protopnet.datasets.tars import tar_files, tar_source
 from protopnet.errors import UserError
 
 _FORMAT = 3  # raised when the same settings begin to yield other rows: what was written is then made anew
@@ -36,15 +42,6 @@ class DatasetSettings(Protocol):
     def seed(self) -> int: ...
 
 
-@dataclass(frozen=True)
-class Source:
-    """A stream of rows with their images, ready for `write_shards`."""
-
-    rows: Iterable[dict[str, Any] | BadRow]
-    classes: list[str]
-    about: dict[str, Any]
-
-
 def open_dataset(settings: DatasetSettings, work_uri: str, progress: Progress | None = None) -> Dataset:
     """The dataset that the settings describe.
 
@@ -61,8 +58,7 @@ def open_dataset(settings: DatasetSettings, work_uri: str, progress: Progress | 
         return open_shards(_path(data), data, settings.seed)
     uri = storage.join(work_uri, f"{data.source}-{_fingerprint(settings)}")
     if not is_complete(uri):
-        source = open_source(settings)
-        write_shards(source.rows, uri, source.classes, source.about, progress=progress)
+        write_source(open_source(settings), uri, checked=progress)
     # The shards hold just the classes that were asked for.
     return open_shards(uri, data.model_copy(update={"classes": None}), settings.seed)
 
@@ -91,32 +87,35 @@ def mixed(dataset: Dataset, work_uri: str) -> Dataset:
     about = {"rows": dataset.table["sha256"].to_pylist(), "split": dataset.table["split"].to_pylist()}
     uri = storage.join(work_uri, f"mixed-{_digest([_FORMAT, about])}")
     if not is_complete(uri):
-        write_shards(_rows_of(dataset), uri, dataset.classes, dataset.source)
+        write_source(_of_dataset(dataset, where, "warn"), uri)
     as_written = DataSettings(source="shards", path=uri, validation=0, test=0)
     return replace(open_shards(uri, as_written, seed=0), source=dataset.source)
 
 
-def open_source(settings: DatasetSettings, progress: Progress | None = None) -> Source:
-    """All rows of a source with their images, read as they are asked for.
+def open_source(settings: DatasetSettings) -> Source:
+    """All images of a source, to be read by `write_source`, wherever it has that done.
 
-    Splits are the source's own, for folders and shards with what `data.validation` and `data.test` cut off.
-    progress: of checking the images of a folder before their rows are handed out.
+    Splits are the source's own, for folders, tar files and shards with what `data.validation` and `data.test` cut off.
     """
     data = settings.data
     if data.source == "birds":
         return _birds(settings)
     path = _path(data)
     if data.source == "cub":
-        about = {"kind": "cub", "path": storage.located(path), "crop": data.crop}
-        return Source(cub_rows(path, data), cub_classes(path, data), about)
-    if data.source == "folder":
-        dataset = scan_folder(path, data, settings.seed, progress)
-    elif data.source == "list":
-        dataset = scan_list(path, data, settings.seed, progress)
-    else:
-        dataset = open_shards(path, data, settings.seed)
-    dataset, _ = settled(dataset, data.duplicates)
-    return Source(_rows_of(dataset), dataset.classes, dataset.source)
+        return _cub(storage.located(path), settings)
+    if data.source == "shards":
+        return _of_dataset(open_shards(path, data, settings.seed), path, data.duplicates)
+    if data.source == "folder" and (tars := tar_files(path)):
+        key = _key(settings, tars)
+        return tar_source(tars, storage.located(path), key, data, settings.seed)
+    listed = list_folder(path, data) if data.source == "folder" else list_list(path, data)
+
+    def finish(rows: pa.Table, errors: pa.Table) -> Dataset:
+        return settled(listed.dataset(rows, errors, data, settings.seed), data.duplicates)[0]
+
+    items = [(image, listed.parts.get(image.path)) for image in listed.found]
+    read = partial(read_images, max_pixels=data.max_pixels)
+    return Source(items, read, finish, _key(settings, items), listed.source["path"], images=len(items))
 
 
 def _path(data: DataSettings) -> str:
@@ -140,27 +139,84 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
+def _key(settings: DatasetSettings, items: Iterable[Any]) -> str:
+    """Changes with all that the rows of a source depend on."""
+    digest = hashlib.sha256(settings.data.model_dump_json(exclude={"workers", "max_bad"}).encode())
+    for item in (_FORMAT, settings.seed, *items):
+        digest.update(repr(item).encode())
+    return digest.hexdigest()[:10]
+
+
+def _cub(root: str, settings: DatasetSettings) -> Source:
+    data = settings.data
+    about = {"kind": "cub", "path": root, "crop": data.crop}
+    photos, classes = cub_photos(root, data), cub_classes(root, data)
+
+    def finish(rows: pa.Table, errors: pa.Table) -> Dataset:
+        return Dataset(classes, renumbered(rows), about, errors)
+
+    read = partial(read_photos, root=root, settings=data)
+    return Source(photos, read, finish, _key(settings, photos), root, images=len(photos))
+
+
 def _birds(settings: DatasetSettings) -> Source:
     # Only here: the other sources don't need the renderer.
-    from protopnet.datasets.birds import bird_kinds, bird_rows
+    from protopnet.datasets.birds import bird_kinds, bird_places
 
-    classes = chosen_classes([kind.name for kind in bird_kinds(settings.birds)], settings.data.classes)
-    label_of = {name: label for label, name in enumerate(classes)}
-    chosen = (row for row in bird_rows(settings.birds) if row["class_name"] in label_of)
-    rows = (row | {"image_id": i, "label": label_of[row["class_name"]]} for i, row in enumerate(chosen))
-    return Source(rows, classes, {"kind": "birds", "crop": "none"} | settings.birds.model_dump())
+    names = [kind.name for kind in bird_kinds(settings.birds)]
+    classes = chosen_classes(names, settings.data.classes)
+    about = {"kind": "birds", "crop": "none"} | settings.birds.model_dump()
+
+    def finish(rows: pa.Table, errors: pa.Table) -> Dataset:
+        labels = pc.index_in(rows["class_name"], value_set=pa.array(classes, pa.string()))
+        at = rows.schema.get_field_index("label")
+        return Dataset(classes, renumbered(rows.set_column(at, "label", labels)), about, errors)
+
+    places = [place for place in bird_places(settings.birds) if names[place[0]] in classes]
+    key = _key(settings, [settings.birds])
+    return Source(places, partial(_read_birds, settings.birds), finish, key, "generated birds", images=len(places))
 
 
-def _rows_of(dataset: Dataset) -> Iterator[dict[str, Any] | BadRow]:
-    """The rows of a dataset with their images. Files that change or go while they are copied end the copy."""
-    for error in dataset.errors.to_pylist():
-        yield BadRow(**error)
-    reader = ImageReader()
+def _read_birds(settings: BirdSettings, places: list[Any], cores: int) -> Iterator[dict[str, Any] | BadRow]:
+    from protopnet.datasets.birds import bird_kinds, bird_row
+
+    kinds = bird_kinds(settings)
+    yield from (bird_row(settings, kinds, *place) for place in places)
+
+
+def _of_dataset(dataset: Dataset, path: str, duplicates: Duplicates) -> Source:
+    """Images that were checked before. Those that change or go while they are copied end the copy."""
+    dataset, _ = settled(dataset, duplicates)
     table = as_stored(dataset.table)
-    for start in range(0, table.num_rows, _CHUNK):
-        chunk = table.slice(start, _CHUNK)
-        images = reader.read(chunk, range(chunk.num_rows))
-        for row, image in zip(chunk.to_pylist(), images, strict=True):
+    starts = range(0, len(table), _CHUNK)
+
+    def finish(rows: pa.Table, errors: pa.Table) -> Dataset:
+        return replace(dataset, table=rows.sort_by("image_id"), errors=pa.concat_tables([dataset.errors, errors]))
+
+    key = _digest([_FORMAT, *(table[name].to_pylist() for name in ("image_id", "sha256", "split"))])
+    items = _Slices(table, starts)
+    return Source(items, _read_rows, finish, key, path, images=len(table), chunk=1024 // _CHUNK)
+
+
+@dataclass(frozen=True)
+class _Slices(Sequence[list[dict[str, Any]]]):
+    """A table as rows, some at a time."""
+
+    table: pa.Table
+    starts: range
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.table.slice(self.starts[i], self.starts.step).to_pylist()
+
+
+def _read_rows(slices: list[list[dict[str, Any]]], cores: int) -> Iterator[dict[str, Any] | BadRow]:
+    reader = ImageReader()
+    for rows in slices:
+        columns = {name: [row[name] for row in rows] for name in ("file", "row_group", "row")}
+        for row, image in zip(rows, reader.read(columns, range(len(rows))), strict=True):
             if hashlib.sha256(image).hexdigest() != row["sha256"]:
                 raise UserError(f"{row['uri']} changed while it was copied; run the same command again")
             yield {name: row[name] for name in MANIFEST_SCHEMA.names[:-3]} | {"image": image}

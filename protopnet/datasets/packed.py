@@ -11,6 +11,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, NamedTuple
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ PACKED = frozenset([".tar", ".parquet"])
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content")  # the first that is there counts
 _RANGE = re.compile(r"(.+)#bytes=(\d+)\+(\d+)", re.DOTALL)
-_READ_BYTES = 1 << 20  # of a tar at a time while its members are listed
+READ_BYTES = 1 << 20  # of a tar at a time while its members are listed
 
 
 class Place(NamedTuple):
@@ -70,24 +71,28 @@ def read_file(file: str) -> bytes:
 
 
 def _members(uri: str) -> Iterator[Place]:
-    with storage.open_reader(uri, _READ_BYTES) as handle:
-        try:
-            with tarfile.open(fileobj=handle, mode="r:") as archive:
-                while (member := archive.next()) is not None:
-                    archive.members = []  # type: ignore[attr-defined] # or all that were seen would be held
-                    if member.isreg() and member.sparse is None and _is_image(member.name):
-                        location = storage.join(uri, member.name.removeprefix("./"))
-                        yield Place(
-                            location, f"{uri}#bytes={member.offset_data}+{member.size}", folder=folder_of(location)
-                        )
-        except tarfile.ReadError as error:
-            raise UserError(
-                f"{uri} can't be read as a tar file: {error}; a compressed one must be unpacked first, "
-                "a damaged one made anew or taken away"
-            ) from error
+    with storage.open_reader(uri, READ_BYTES) as handle, opened_tar(handle, uri) as archive:
+        while (member := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined] # or all that were seen would be held
+            if member.isreg() and member.sparse is None and is_image(member.name):
+                location = storage.join(uri, member.name.removeprefix("./"))
+                yield Place(location, f"{uri}#bytes={member.offset_data}+{member.size}", folder=folder_of(location))
 
 
-def _is_image(name: str) -> bool:
+@contextmanager
+def opened_tar(handle: IO[bytes], uri: str) -> Iterator[tarfile.TarFile]:
+    """A tar file to go through; `UserError` where it can't be read as one."""
+    try:
+        with tarfile.open(fileobj=handle, mode="r:") as archive:
+            yield archive
+    except tarfile.ReadError as error:
+        raise UserError(
+            f"{uri} can't be read as a tar file: {error}; a compressed one must be unpacked first, "
+            "a damaged one made anew or taken away"
+        ) from error
+
+
+def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES and not any(
         map(is_leftover, name.removeprefix("./").split("/"))
     )

@@ -27,7 +27,7 @@ def ordered(work: Callable[[Item], Result], items: Iterable[Item], threads: int)
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def threads_for(uri: str) -> int:
+def threads_for(uri: str, cores: int | None = None) -> int:
     """Threads that decode images from a location: one a core; from a bucket more, since most of them wait."""
-    cores = usable_cpus()
+    cores = cores or usable_cpus()
     return max(16, 2 * cores) if storage.is_remote(uri) else cores

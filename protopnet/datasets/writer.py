@@ -1,15 +1,24 @@
-"""Writing Parquet shards from a stream of rows (the layout of the folder: see `shards`)."""
+"""Cutting rows in a drawn order into Parquet shards, and writing one of them (the layout of the folder: see `shards`).
 
-import secrets
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from typing import IO, Any
+Sources come class by class. Written like that, whatever reads a stretch of a shard sees a few classes only: a batch,
+a worker's share of it, BatchNorm. So rows are mixed once, before they are written; reading shuffles only near rows.
+"""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from protopnet import storage
-from protopnet.datasets.rows import MANIFEST_SCHEMA, ROW_SCHEMA, SPLITS, BadRow, error_table
+from protopnet.datasets.reader import ImageReader
+from protopnet.datasets.rows import MANIFEST_SCHEMA, ROW_SCHEMA, SPLITS
+
+_SEED = 3  # last word of the seed of the order
+_READ_ROWS = 256  # that are asked for together, so that a bucket answers many requests at once
+_READ_BYTES = 32 << 20  # and held at most, where one row group isn't more
 
 
 @dataclass(frozen=True)
@@ -27,144 +36,80 @@ class Limits:
         return cls(group_rows=min(64, max(8, images // 2048)))
 
 
-@dataclass
-class ShardWriter:
-    """Rows in, files out; one row group, one open shard and a piece of the index are in memory at a time.
+def drawn(splits: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The order of rows in shards, from the split of each: training, validation, test, each at random.
+
+    No row group of a shard then serves two of them. Depends on splits and seed alone.
+    """
+    random = np.random.default_rng((seed, _SEED))
+    return np.concatenate([random.permutation(np.flatnonzero(splits == split)) for split in SPLITS])
+
+
+def cut(splits: np.ndarray, sizes: np.ndarray, limits: Limits) -> np.ndarray:
+    """(n, 3) file, row group in it and row in that of rows in their order; sizes: bytes of each image.
 
     A row group holds rows of one split.
     """
-
-    uri: str
-    limits: Limits
-    images: int = 0
-    errors: list[BadRow] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    files: list[dict[str, Any]] = field(default_factory=list)
-
-    def __enter__(self) -> "ShardWriter":
-        self.token = secrets.token_hex(4)
-        self._group: list[dict[str, Any]] = []
-        self._group_bytes = 0
-        self._index: list[pa.Table] = []
-        self._shard = _File(self.uri, "")
-        self._index_file = _File(self.uri, f"_index-{self.token}.parquet")
-        self._errors_name = f"_errors-{self.token}.parquet"
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None:
-                self._end_group()
-                self._end_index_piece()
-                self._write_errors()
-        except BaseException as failure:
-            error = failure
-            raise
-        finally:
-            self._close(error)
-
-    def _close(self, error: BaseException | None) -> None:
-        self._shard.close(error)
-        self._index_file.close(error)
-        if error is not None:  # without dataset.json nobody looks at them, but they fill the storage
-            with suppress(Exception):
-                for name in (entry["name"] for entry in self.files):
-                    storage.delete_file(storage.join(self.uri, name))
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Take one row; write a row group when it is full."""
-        size = len(row["image"])
-        too_large = self._group_bytes + size > self.limits.group_bytes
-        full = len(self._group) >= self.limits.group_rows
-        if self._group and (full or too_large or row["split"] != self._group[-1]["split"]):
-            self._end_group()
-        self._group.append(row)
-        self._group_bytes += size
-        self.images += 1
-        self.counts[row["split"]] += 1
-
-    def _end_group(self) -> None:
-        if not self._group:
-            return
-        if self.files and self.files[-1]["bytes"] + self._group_bytes > self.limits.file_bytes:
-            self._shard.close(None)
-        if not self._shard.is_open:
-            name = f"shard-{self.token}-{len(self.files):05d}.parquet"
-            self._shard = _File(self.uri, name)
-            self.files.append({"name": name, "rows": 0, "bytes": 0, "row_groups": 0})
-        table = pa.Table.from_pylist(self._group, schema=ROW_SCHEMA)
-        self._shard.write(table)
-        self._add_to_index(table)
-        entry = self.files[-1]
-        entry["rows"] += len(self._group)
-        entry["bytes"] += self._group_bytes
-        entry["row_groups"] += 1
-        self._group, self._group_bytes = [], 0
-
-    def _add_to_index(self, table: pa.Table) -> None:
-        rows = table.num_rows
-        place = {
-            "file": pa.array([len(self.files) - 1] * rows, pa.int32()),
-            "row_group": pa.array([self.files[-1]["row_groups"]] * rows, pa.int32()),
-            "row": pa.array(range(rows), pa.int32()),
-        }
-        table = table.drop_columns(["image"])
-        self._index.append(pa.table([*table.columns, *place.values()], schema=_index_schema()))
-        if sum(piece.num_rows for piece in self._index) >= self.limits.index_rows:
-            self._end_index_piece()
-
-    def _write_errors(self) -> None:
-        with storage.open_writer(storage.join(self.uri, self._errors_name)) as handle:
-            pq.write_table(error_table(self.errors), handle)
-
-    def _end_index_piece(self) -> None:
-        if self._index or not self._index_file.is_open:
-            pieces = self._index or [_index_schema().empty_table()]
-            self._index_file.write(pa.concat_tables(pieces).combine_chunks())
-            self._index = []
-
-    def summary(self) -> dict[str, Any]:
-        """Counts and file names for dataset.json, once the block has ended well."""
-        return {
-            "images": self.images,
-            "counts": self.counts,
-            "error_count": len(self.errors),
-            "files": self.files,
-            "index": self._index_file.name,
-            "errors": self._errors_name,
-        }
+    place = np.empty((len(sizes), 3), np.int32)
+    file = file_bytes = group = group_start = group_bytes = 0
+    for i, size in enumerate(sizes.tolist()):
+        full = i - group_start >= limits.group_rows or group_bytes + size > limits.group_bytes
+        if i > group_start and (full or splits[i] != splits[i - 1]):
+            group, group_start, group_bytes = group + 1, i, 0
+        place[i] = 0, group, i - group_start
+        group_bytes += size
+    edges = [0, *(np.flatnonzero(place[1:, 2] == 0) + 1).tolist(), len(sizes)] if len(sizes) else []
+    group = 0
+    for start, end in pairwise(edges):
+        more = int(sizes[start:end].sum())
+        if group and file_bytes + more > limits.file_bytes:
+            file, file_bytes, group = file + 1, 0, 0
+        place[start:end, 0], place[start:end, 1] = file, group
+        file_bytes, group = file_bytes + more, group + 1
+    return place
 
 
-class _File:
-    """A Parquet file that is opened by the first table written to it, and appears when it is closed well."""
-
-    def __init__(self, uri: str, name: str) -> None:
-        self.name, self.is_open = name, False
-        self._uri, self._stack = uri, ExitStack()
-
-    def write(self, table: pa.Table) -> None:
-        """Append a table as one row group."""
-        if not self.is_open:
-            handle = self._stack.enter_context(storage.open_writer(storage.join(self._uri, self.name)))
-            self._parquet = self._stack.enter_context(_parquet_writer(handle, table.schema))
-            self.is_open = True
-        self._parquet.write_table(table, row_group_size=max(1, table.num_rows))
-
-    def close(self, error: BaseException | None) -> None:
-        """Complete the file or, with the error that ended the work, drop it."""
-        if self.is_open:
-            self.is_open = False
-            trace = error.__traceback__ if error else None
-            self._stack.__exit__(type(error) if error else None, error, trace)
+def write_shard(uri: str, rows: pa.Table, groups: np.ndarray) -> None:
+    """One file. rows: manifest rows with `size`, where their images are now; groups: (n,) the row group of each."""
+    with storage.open_writer(uri) as handle, parquet_writer(handle, ROW_SCHEMA) as parquet:
+        for piece in _with_images(rows, groups):
+            parquet.write_table(piece, row_group_size=max(1, len(piece)))
 
 
-def _index_schema() -> pa.Schema:
-    """The manifest's, with the file as a position in dataset.json's list: the folder may be moved."""
+def _with_images(rows: pa.Table, groups: np.ndarray) -> Iterator[pa.Table]:
+    """Row group by row group; of several the images are read at once."""
+    edges = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]
+    sizes = np.concatenate([[0], np.cumsum(rows["size"].to_numpy())])
+    reader, start = ImageReader(), 0
+    while start < len(edges) - 1:
+        end = start + 1
+        while end < len(edges) - 1 and (
+            edges[end + 1] - edges[start] <= _READ_ROWS and sizes[edges[end + 1]] - sizes[edges[start]] <= _READ_BYTES
+        ):
+            end += 1
+        first = edges[start]
+        images = reader.read(rows, range(first, edges[end]))
+        for low, high in pairwise(edges[start : end + 1]):
+            group = rows.slice(low, high - low)
+            columns = {name: group[name] for name in ROW_SCHEMA.names if name != "image"}
+            columns["image"] = pa.array(images[low - first : high - first], pa.binary())
+            yield pa.table({name: columns[name] for name in ROW_SCHEMA.names}, schema=ROW_SCHEMA)
+        start = end
+
+
+def write_index(uri: str, rows: pa.Table, place: np.ndarray, limits: Limits) -> None:
+    """The rows without their images, with the place of each; a file is a position in dataset.json's list, since the
+    folder may be moved."""
     at = MANIFEST_SCHEMA.get_field_index("file")
-    return MANIFEST_SCHEMA.set(at, pa.field("file", pa.int32()))
+    schema = MANIFEST_SCHEMA.set(at, pa.field("file", pa.int32()))
+    columns = {name: rows[name] for name in MANIFEST_SCHEMA.names[:-3]}
+    columns |= {name: pa.array(place[:, i]) for i, name in enumerate(("file", "row_group", "row"))}
+    index = pa.table({name: columns[name] for name in schema.names}, schema=schema)
+    with storage.open_writer(uri) as handle, parquet_writer(handle, schema) as parquet:
+        parquet.write_table(index, row_group_size=limits.index_rows)
 
 
-def _parquet_writer(handle: IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
+def parquet_writer(handle: object, schema: pa.Schema) -> pq.ParquetWriter:
     point = [f"parts.list.element.{name}" for name in ("part", "x", "y")]
     others = [name for name in schema.names if name not in ("image", "parts")] + point
     compression = dict.fromkeys(others, "zstd") | {"image": "none"} if "image" in schema.names else "zstd"

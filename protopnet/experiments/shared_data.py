@@ -6,7 +6,7 @@ import json
 from protopnet import storage
 from protopnet.config import PrepareSettings, RunSettings
 from protopnet.datasets.open import open_source
-from protopnet.datasets.shards import is_complete, write_shards
+from protopnet.datasets.shards import is_complete, write_source
 
 
 def on_shared_data(settings: RunSettings, folder: str, seed: int = 0) -> RunSettings:
@@ -27,7 +27,6 @@ def on_shared_data(settings: RunSettings, folder: str, seed: int = 0) -> RunSett
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:10]
     uri = storage.join(folder, f"{data.source}-{digest}")
     if not is_complete(uri):
-        source = open_source(asked)
-        write_shards(source.rows, uri, source.classes, source.about, max_bad=data.max_bad)
+        write_source(open_source(asked), uri, max_bad=data.max_bad)
     prepared = data.model_copy(update={"source": "shards", "path": uri, "classes": None})
     return settings.model_copy(update={"data": prepared})

@@ -25,7 +25,7 @@ from protopnet.datasets.folders import scan_folder
 from protopnet.datasets.open import open_dataset, open_source
 from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import Dataset, as_stored
-from protopnet.datasets.shards import open_shards, write_shards
+from protopnet.datasets.shards import open_shards, write_shards, write_source
 from protopnet.datasets.writer import Limits
 from protopnet.errors import UserError
 from protopnet.scoring.inputs import open_input
@@ -84,7 +84,7 @@ def in_bucket(tmp_path: Path, bucket: str) -> tuple[Dataset, Dataset]:
     """A local folder's dataset, and the same as shards in a bucket."""
     path = str(flowers(tmp_path / "in"))
     source = open_source(PrepareSettings(output="-", data=DataSettings(source="folder", path=path)))
-    shards = write_shards(source.rows, f"{bucket}/shards", source.classes, source.about, limits=TINY)
+    shards = write_source(source, f"{bucket}/shards", limits=TINY)
     return scan_folder(path, FOLDER, 0), shards
 
 
@@ -163,7 +163,7 @@ def test_shards_in_a_bucket_hold_what_the_folder_holds(bucket: str, tmp_path: Pa
         write_shards([], f"{bucket}/shards", ["a"], {})
     again = PrepareSettings(output="-", data=DataSettings(source="shards", path=f"{bucket}/shards"))
     source = open_source(again)
-    copy = write_shards(source.rows, str(tmp_path / "copy"), source.classes, source.about)
+    copy = write_source(source, str(tmp_path / "copy"))
     assert images_of(copy) == images_of(folder)
 
 

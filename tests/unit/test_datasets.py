@@ -8,10 +8,8 @@ import multiprocessing
 import os
 import pickle
 import runpy
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,13 +24,14 @@ from PIL import Image
 
 from protopnet import storage
 from protopnet.config import BirdSettings, DataSettings, PrepareSettings, RunSettings
-from protopnet.datasets.cub import cub_rows
+from protopnet.datasets import open as open_module
+from protopnet.datasets.cub import cub_photos, read_photos
 from protopnet.datasets.folders import scan_folder
 from protopnet.datasets.open import open_dataset, open_source
 from protopnet.datasets.pool import ordered
 from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import MANIFEST_SCHEMA, ROW_SCHEMA, BadRow, Dataset
-from protopnet.datasets.shards import open_shards, write_shards
+from protopnet.datasets.shards import open_shards, write_shards, write_source
 from protopnet.datasets.validate import check_dataset
 from protopnet.datasets.writer import Limits
 from protopnet.errors import UserError
@@ -343,7 +342,7 @@ def packed(tmp_path: Path, **options: Any) -> tuple[Dataset, Dataset]:
         output="-", data=DataSettings(source="folder", path=str(flowers(tmp_path / "in")), **options)
     )
     source = open_source(settings)
-    written = write_shards(source.rows, str(tmp_path / "shards"), source.classes, source.about, limits=TINY)
+    written = write_source(source, str(tmp_path / "shards"), limits=TINY)
     return scan(tmp_path / "in", **options), written
 
 
@@ -467,15 +466,15 @@ def test_a_complete_folder_is_not_overwritten_unasked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"already holds a dataset; pass --overwrite"):
         write_shards([], uri, folder.classes, folder.source)
     before = set(os.listdir(uri))
-    rows = [row for row in open_source(_copy_of(uri)).rows if isinstance(row, dict) and row["label"] < 2]
-    smaller = write_shards(rows, uri, folder.classes[:2], folder.source, overwrite=True)
+    smaller = write_source(open_source(_copy_of(uri, folder.classes[:2])), uri, overwrite=True)
     check_rows(smaller)
     assert smaller.table.num_rows == 20
     assert set(os.listdir(uri)) & before == {"dataset.json"}
 
 
-def _copy_of(uri: str) -> PrepareSettings:
-    return PrepareSettings(output="-", data=DataSettings(source="shards", path=uri, validation=0, test=0))
+def _copy_of(uri: str, classes: list[str] | None = None) -> PrepareSettings:
+    data = DataSettings(source="shards", path=uri, classes=classes, validation=0, test=0)
+    return PrepareSettings(output="-", data=data)
 
 
 def test_a_run_that_fails_or_is_killed_harms_nothing(tmp_path: Path) -> None:
@@ -483,7 +482,8 @@ def test_a_run_that_fails_or_is_killed_harms_nothing(tmp_path: Path) -> None:
     uri = str(tmp_path / "shards")
 
     def failing() -> Iterator[dict[str, Any] | BadRow]:
-        for i, row in enumerate(open_source(_copy_of(uri)).rows):
+        source = open_source(_copy_of(uri))
+        for i, row in enumerate(source.read(source.items_of(0), 1)):
             if i == 20:
                 raise RuntimeError("disk on fire")
             yield row
@@ -497,35 +497,6 @@ def test_a_run_that_fails_or_is_killed_harms_nothing(tmp_path: Path) -> None:
     os.rename(f"{uri}/dataset.json", f"{uri}/elsewhere")
     with pytest.raises(UserError, match="no complete dataset"):
         open_shards(uri, FOLDER, 0)
-
-
-_WRITE_SLOWLY = """
-import sys, time
-from protopnet.datasets.shards import write_shards
-from protopnet.datasets.writer import ShardWriter
-
-add = ShardWriter.add
-ShardWriter.add = lambda writer, row: (time.sleep(0.01), add(writer, row))
-row = {"image": b"x" * 1000, "label": 0, "class_name": "a", "split": "train"}
-write_shards((row | {"uri": str(i), "sha256": str(i)} for i in range(6000)), sys.argv[1], ["a"], {})
-"""
-
-
-def test_a_job_killed_in_the_middle_is_run_again(tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-c", _WRITE_SLOWLY, str(output)])
-    started = time.monotonic()
-    while not list(output.glob(".shard-*")) and time.monotonic() - started < 60:
-        time.sleep(0.02)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert list(output.glob(".shard-*"))
-    with pytest.raises(UserError, match="no complete dataset"):
-        open_shards(str(output), FOLDER, 0)
-    settings = PrepareSettings(birds=BirdSettings(classes=2, train_per_class=2, test_per_class=1, size=32))
-    source = open_source(settings)
-    check_rows(write_shards(source.rows, str(output), source.classes, source.about))
-    assert not list(output.glob(".shard-*"))
 
 
 def test_errors_travel_with_the_shards_and_too_many_stop_them(tmp_path: Path) -> None:
@@ -548,12 +519,12 @@ def test_errors_travel_with_the_shards_and_too_many_stop_them(tmp_path: Path) ->
     assert os.listdir(tmp_path / "t") == []
 
 
-def test_an_image_that_changes_while_it_is_copied_stops_the_copy(tmp_path: Path) -> None:
-    settings = PrepareSettings(output="-", data=DataSettings(source="folder", path=str(flowers(tmp_path))))
-    source = open_source(settings)
-    (tmp_path / "class 1" / "03.jpg").write_bytes(jpeg(12345))
+def test_an_image_that_changes_after_it_was_checked_stops_the_copy(tmp_path: Path) -> None:
+    dataset = scan(flowers(tmp_path / "in"))
+    source = open_module._of_dataset(dataset, "in", "warn")
+    (tmp_path / "in" / "class 1" / "03.jpg").write_bytes(jpeg(12345))
     with pytest.raises(UserError, match=r"03\.jpg changed while it was copied"):
-        list(source.rows)
+        write_source(source, str(tmp_path / "out"))
 
 
 # Peak resident memory in a process of its own. Not tracemalloc, which doesn't see Arrow's memory; not ru_maxrss, which
@@ -665,12 +636,15 @@ def small_cub(root: Path) -> Path:
     return root
 
 
+def cub_rows(root: Path, settings: DataSettings) -> list[dict[str, Any] | BadRow]:
+    return list(read_photos(cub_photos(str(root), settings), 2, root=str(root), settings=settings))
+
+
 def test_the_official_layout_gives_crops_with_their_key_points(tmp_path: Path) -> None:
     settings = DataSettings(source="cub", path=str(small_cub(tmp_path)))
-    rows = list(cub_rows(str(tmp_path), settings))
+    rows = cub_rows(tmp_path, settings)
     assert all(isinstance(row, dict) for row in rows)
     a, z, j = (row for row in rows if isinstance(row, dict))
-    assert [row["image_id"] for row in (a, z, j)] == [0, 1, 2]
     assert [row["split"] for row in (a, z, j)] == ["test", "train", "train"]
     assert a["uri"] == f"{tmp_path}/images/001.Auk/a.jpg#xywh=10,5,30,25"  # cut off at the image's edge
     assert (z["width"], z["height"]) == decode(z["image"]).size == (20, 10)
@@ -683,7 +657,7 @@ def test_the_official_layout_gives_crops_with_their_key_points(tmp_path: Path) -
 
 def test_whole_images_stay_as_they_came(tmp_path: Path) -> None:
     settings = DataSettings(source="cub", path=str(small_cub(tmp_path)), crop="none", classes=["002.Jay"])
-    (row,) = cub_rows(str(tmp_path), settings)
+    (row,) = cub_rows(tmp_path, settings)
     assert isinstance(row, dict)
     assert row["image"] == (tmp_path / "images/002.Jay/j.jpg").read_bytes()
     assert (row["label"], row["uri"]) == (0, f"{tmp_path}/images/002.Jay/j.jpg")
@@ -693,16 +667,15 @@ def test_a_broken_official_layout_is_named(tmp_path: Path) -> None:
     settings = DataSettings(source="cub", path=str(small_cub(tmp_path)))
     os.unlink(tmp_path / "images/001.Auk/a.jpg")
     (tmp_path / "bounding_boxes.txt").write_text("1 4 2 20 10\n2 1 1 9 9\n3 90 90 5 5\n")
-    gone, good, outside = cub_rows(str(tmp_path), settings)
+    gone, good, outside = cub_rows(tmp_path, settings)
     assert isinstance(gone, BadRow)
     assert "No such file" in gone.reason
     assert isinstance(good, dict)
-    assert good["image_id"] == 0
     assert isinstance(outside, BadRow)
     assert "lies outside" in outside.reason
     os.unlink(tmp_path / "images.txt")
     with pytest.raises(UserError, match=r"images\.txt is missing; data\.path must be"):
-        list(cub_rows(str(tmp_path), settings))
+        cub_rows(tmp_path, settings)
 
 
 def test_official_photographs_are_cropped_to_the_published_sizes(test_data: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from protopnet.datasets.folders import scan_folder
 from protopnet.datasets.near_duplicates import near_duplicates_across, near_duplicates_text
 from protopnet.datasets.open import open_source
 from protopnet.datasets.rows import Dataset
-from protopnet.datasets.shards import write_shards
+from protopnet.datasets.shards import write_source
 from protopnet.errors import UserError
 
 
@@ -83,7 +83,7 @@ def test_a_test_set_that_is_the_training_set_leaves_nothing_to_train_on(tmp_path
 def test_preparing_says_so(tmp_path: Path, mode: str, images: int, said: str) -> None:
     data = DataSettings(source="folder", path=str(folders(tmp_path / "in", 2)), validation=0, duplicates=mode)
     source = open_source(PrepareSettings(data=data))
-    dataset = write_shards(source.rows, str(tmp_path / "out"), source.classes, source.about)
+    dataset = write_source(source, str(tmp_path / "out"))
     assert dataset.table.num_rows == images
     assert said in summary(dataset, "out", 1.0)
 

@@ -58,7 +58,7 @@ def test_a_list_with_labels_and_splits(tmp_path: Path, suffix: str) -> None:
     assert recognise(str(file)) == "list"
     counted = count_images(run(file))
     assert (counted.train, counted.validation, counted.test, counted.classes) == (3, 1, 2, 2)
-    assert len(list(open_source(run(file)).rows)) == 6
+    assert open_source(run(file)).images == 6
     assert open_dataset(run(file, classes=["b"]), str(tmp_path / "work")).table.num_rows == 3
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -16,20 +17,19 @@ from PIL import Image
 
 from bench.order import LAYOUTS, classes_in, row_group_reads
 from protopnet.config import BirdSettings, DataSettings, RunSettings
-from protopnet.datasets import mixing, order
-from protopnet.datasets.mixing import Pile
+from protopnet.datasets import order, shards
 from protopnet.datasets.open import mixed, open_dataset, open_source
 from protopnet.datasets.reader import ImageReader
-from protopnet.datasets.rows import Dataset, as_stored
-from protopnet.datasets.shards import open_shards, write_shards
-from protopnet.datasets.writer import Limits
+from protopnet.datasets.rows import SPLITS, Dataset, as_stored
+from protopnet.datasets.shards import open_shards, write_shards, write_source
+from protopnet.datasets.writer import Limits, cut, drawn
 from protopnet.errors import UserError
 
 
 def parts(groups: np.ndarray, world: int, *, batch_size: int = 8, **more: int) -> list[list[np.ndarray]]:
     """What each rank takes of each batch of an epoch."""
-    drawn = {"copies": 1, "seed": 1, "epoch": 2} | more
-    batches = list(order.epoch_batches(groups, batch_size=batch_size, world=world, **drawn))
+    given = {"copies": 1, "seed": 1, "epoch": 2} | more
+    batches = list(order.epoch_batches(groups, batch_size=batch_size, world=world, **given))
     return [[order.part(batch, rank, world) for batch in batches] for rank in range(world)]
 
 
@@ -148,7 +148,7 @@ def folder(path: Path, classes: int, each: int) -> str:
 def sorted_shards(path: Path, classes: int, each: int, monkeypatch: pytest.MonkeyPatch) -> str:
     """As they were written before there was a drawn order, and as others write them."""
     with monkeypatch.context() as patched:
-        patched.setattr(Pile, "_shuffled", lambda pile, rows: iter(rows))
+        patched.setattr(shards, "drawn", lambda splits: np.argsort(splits != "train", kind="stable"))
         write_shards(rows_by_class(classes, each), str(path), [f"c{k:03d}" for k in range(classes)], {"kind": "test"})
     return str(path)
 
@@ -170,14 +170,14 @@ def settings_of(source: str, path: str | None = None) -> RunSettings:
 
 
 @pytest.mark.parametrize("source", ["folder", "birds", "prepared", "sorted by others"])
-def test_every_source_gives_mixed_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_every_unreadgives_mixed_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     if source == "folder":
         chosen = settings_of("folder", folder(tmp_path / "in", 20, 40))
     elif source == "birds":
         chosen = settings_of("birds")
     elif source == "prepared":
-        packed = open_source(settings_of("folder", folder(tmp_path / "in", 20, 40)))
-        write_shards(packed.rows, str(tmp_path / "shards"), packed.classes, packed.about)
+        unread = open_source(settings_of("folder", folder(tmp_path / "in", 20, 40)))
+        write_source(unread, str(tmp_path / "shards"))
         chosen = settings_of("shards", str(tmp_path / "shards"))
     else:
         chosen = settings_of("shards", sorted_shards(tmp_path / "shards", 20, 40, monkeypatch))
@@ -227,29 +227,36 @@ def test_a_row_group_serves_one_split_and_image_ids_stay_in_the_order_of_the_sou
 # -------------------------------------------------------------------------------------------- mixing
 
 
-@pytest.mark.parametrize("held_bytes", [10**9, 20_000, 1])
-def test_what_waits_in_files_comes_back_once_and_in_a_drawn_order(tmp_path: Path, held_bytes: int) -> None:
-    rows = [row | {"image_id": i} for i, row in enumerate(rows_by_class(5, 100))]
-    with Pile(seed=3, held_bytes=held_bytes, buckets=7) as pile:
-        for row in rows:
-            pile.add(row)
-        spilled = len(list(Path(pile._folder.name).iterdir()))
-        drawn = list(pile.drawn())
-    assert spilled == (0 if held_bytes == 10**9 else 14)
-    assert not Path(pile._folder.name).exists()
-    assert sorted(drawn, key=lambda row: row["image_id"]) == rows
-    ids = [row["image_id"] for row in drawn if row["split"] == "train"]
-    assert abs(np.corrcoef(ids, np.arange(len(ids)))[0, 1]) < 0.2
-    assert [row["split"] for row in drawn] == ["train"] * 375 + ["test"] * 125
-
-
-def test_no_room_to_mix_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(mixing.pa.ipc, "new_stream", full)
-    with Pile(held_bytes=1) as pile, pytest.raises(UserError, match="No space left on device.*TMPDIR"):
-        pile.add(next(rows_by_class(1, 1)))
+@given(
+    images=st.lists(st.tuples(st.sampled_from(SPLITS), st.integers(1, 40)), max_size=60),
+    seed=st.integers(0, 3),
+)
+def test_rows_are_drawn_split_by_split_and_cut_into_groups_and_files(images: list, seed: int) -> None:
+    limits = Limits(group_rows=4, group_bytes=60, file_bytes=150)
+    splits = np.array([split for split, _ in images], object)
+    sizes = np.array([size for _, size in images], np.int64)
+    rows = drawn(splits, seed)
+    assert sorted(rows.tolist()) == list(range(len(images)))
+    splits, sizes = splits[rows], sizes[rows]
+    assert splits.tolist() == sorted(splits, key=SPLITS.index)
+    place = cut(splits, sizes, limits)
+    groups = [list(group) for _, group in itertools.groupby(range(len(images)), lambda i: tuple(place[i, :2]))]
+    assert [tuple(place[group[0], :2]) for group in groups] == sorted({tuple(each[:2]) for each in place.tolist()})
+    for group in groups:
+        assert place[group, 2].tolist() == list(range(len(group)))
+        assert len(set(splits[group])) == 1
+        assert len(group) <= 4
+        assert sizes[group].sum() <= 60
+    for file in set(place[:, 0].tolist()):
+        own = place[:, 0] == file
+        assert place[own, 1].min() == 0
+        assert sizes[own].sum() <= 150
+    for before, after in itertools.pairwise(groups):  # as full as they may be
+        same = splits[before[0]] == splits[after[0]]
+        assert not same or len(before) == 4 or sizes[before].sum() + sizes[after[0]] > 60
+        new_file = place[after[0], 0] > place[before[0], 0]
+        in_file = sizes[place[:, 0] == place[before[0], 0]].sum()
+        assert not new_file or in_file + sizes[after].sum() > 150
 
 
 @given(images=st.integers(0, 10**7))

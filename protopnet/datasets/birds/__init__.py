@@ -39,16 +39,19 @@ def bird_kinds(settings: BirdSettings) -> list[Kind]:
     return draw_kinds(settings.classes, settings.seed)
 
 
-def bird_rows(settings: BirdSettings) -> Iterator[dict[str, Any]]:
-    """All rows of the data set in order of (class, path), with the encoded images."""
-    image_id = 0
-    kinds = bird_kinds(settings)
-    for label in range(len(kinds)):
+def bird_places(settings: BirdSettings) -> Iterator[tuple[int, str, int]]:
+    """Label, split and index of every image in order of (class, path)."""
+    for label in range(len(bird_kinds(settings))):
         for split in SPLITS:
             count = settings.train_per_class if split == "train" else settings.test_per_class
-            for index in range(count):
-                yield bird_row(settings, kinds, label, split, index) | {"image_id": image_id}
-                image_id += 1
+            yield from ((label, split, index) for index in range(count))
+
+
+def bird_rows(settings: BirdSettings) -> Iterator[dict[str, Any]]:
+    """All rows of the data set in order of (class, path), with the encoded images."""
+    kinds = bird_kinds(settings)
+    for image_id, place in enumerate(bird_places(settings)):
+        yield bird_row(settings, kinds, *place) | {"image_id": image_id}
 
 
 def bird_row(settings: BirdSettings, kinds: list[Kind], label: int, split: str, index: int) -> dict[str, Any]:
