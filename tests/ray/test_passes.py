@@ -3,7 +3,8 @@
 import itertools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import ray
 import torch
 from ray import cloudpickle
 
-from protopnet.cluster import plan_pass, plan_training, survey
-from protopnet.config import AugmentSettings, ComputeSettings
+from protopnet.cluster import plan_pass, plan_training, spread, survey
+from protopnet.config import AugmentSettings, BirdSettings, ComputeSettings, PrepareSettings
+from protopnet.datasets.open import open_source
 from protopnet.datasets.rows import Dataset
+from protopnet.datasets.shards import write_source
 from protopnet.errors import UserError
 from protopnet.imaging import Preprocessing
 from protopnet.model.network import ProtoPNet
@@ -154,3 +157,24 @@ def test_a_pass_in_the_driver_leaves_the_network_as_it_is(
     list(run_pass(rows, SimilarityTask(network), options(in_driver=True)))
     assert network.training
     assert next(network.parameters()).requires_grad
+
+
+def test_shards_that_many_tasks_wrote_are_those_of_one_process(tmp_path: Path) -> None:
+    settings = PrepareSettings(birds=BirdSettings(classes=3, train_per_class=12, test_per_class=4, size=32))
+    source = replace(open_source(settings), chunk=9)
+    here = write_source(source, str(tmp_path / "here"))
+    there = write_source(source, str(tmp_path / "there"), spread=partial(spread, ComputeSettings()), cores=1)
+    assert there.table.drop_columns(["file"]).equals(here.table.drop_columns(["file"]))
+    ours, theirs = (sorted((tmp_path / place).glob("shard-*")) for place in ("there", "here"))
+    assert [file.read_bytes() for file in ours] == [file.read_bytes() for file in theirs]
+
+
+def test_what_a_task_cannot_do_is_said_in_one_line() -> None:
+    def refuses(item: int) -> int:
+        if item == 3:
+            raise UserError("3 is no good")
+        return item
+
+    with pytest.raises(UserError, match=r"^3 is no good$"):
+        list(spread(ComputeSettings(), refuses, range(40)))
+    assert sorted(spread(ComputeSettings(), lambda item: -item, range(40))) == list(range(-39, 1))

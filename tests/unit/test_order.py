@@ -170,7 +170,7 @@ def settings_of(source: str, path: str | None = None) -> RunSettings:
 
 
 @pytest.mark.parametrize("source", ["folder", "birds", "prepared", "sorted by others"])
-def test_every_unreadgives_mixed_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_every_source_gives_mixed_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     if source == "folder":
         chosen = settings_of("folder", folder(tmp_path / "in", 20, 40))
     elif source == "birds":
