@@ -1,7 +1,9 @@
 """Where the object is: masks and boxes of every source, what they are refused for, and what they are used for."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +18,7 @@ from protopnet.datasets.lists import scan_list
 from protopnet.datasets.masks import GRID, of_box, on_mask, packed, unpacked
 from protopnet.datasets.open import open_dataset, open_source
 from protopnet.datasets.rows import Dataset
-from protopnet.datasets.shards import open_shards, write_shards
+from protopnet.datasets.shards import open_shards, write_source
 from protopnet.errors import UserError
 
 BIRDS = BirdSettings(classes=2, train_per_class=2, test_per_class=1, size=64)
@@ -25,6 +27,11 @@ BIRDS = BirdSettings(classes=2, train_per_class=2, test_per_class=1, size=64)
 def mask_of(picture: Picture, size: int = 64) -> Image.Image:
     """The bird's silhouette at the picture's own size, as a person would draw it."""
     return Image.fromarray((picture.part_map > 0).astype(np.uint8) * 255).resize((size, size), Image.Resampling.BOX)
+
+
+def rows_of(settings: RunSettings) -> Iterable[Any]:
+    source = open_source(settings)
+    return source.read(list(source.items), 1)
 
 
 @pytest.fixture
@@ -53,9 +60,7 @@ def first(folder: Path) -> Path:
 
 
 def test_masks_beside_the_images_are_what_the_renderer_drew(folder: Path) -> None:
-    drawn = [
-        row for row in open_source(RunSettings(birds=BIRDS)).rows if isinstance(row, dict) and row["split"] == "train"
-    ]
+    drawn = [row for row in rows_of(RunSettings(birds=BIRDS)) if isinstance(row, dict) and row["split"] == "train"]
     table = scan(folder).table.sort_by([("class_name", "ascending"), ("uri", "ascending")])
     drawn.sort(key=lambda row: (row["class_name"], row["uri"]))
     assert len(table) == len(drawn) == 4
@@ -143,8 +148,7 @@ def test_lists_have_a_column_of_masks_or_of_boxes(folder: Path) -> None:
 
 def test_shards_keep_the_object_and_old_ones_have_none(folder: Path, tmp_path: Path) -> None:
     data = DataSettings(source="folder", path=str(folder / "images"), masks=str(folder / "masks"))
-    source = open_source(RunSettings(data=data))
-    written = write_shards(source.rows, str(tmp_path / "shards"), source.classes, source.about)
+    written = write_source(open_source(RunSettings(data=data)), str(tmp_path / "shards"))
     assert written.table["object"].to_pylist() == scan(folder).table["object"].to_pylist()
     written.save(str(tmp_path / "manifest"))
     for name, index in (("shards", "_index-*.parquet"), ("manifest", "manifest.parquet")):
@@ -182,4 +186,4 @@ def test_of_official_photographs_crops_have_masks_and_whole_ones_boxes(test_data
     mask[:, left + width :], mask[top + height :] = 255, 255
     Image.fromarray(mask).save(path)
     with pytest.raises(UserError, match=r"nothing of this mask lies in the image's bounding box"):
-        list(open_source(RunSettings(data=masked)).rows)
+        list(rows_of(RunSettings(data=masked)))
