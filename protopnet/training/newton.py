@@ -34,10 +34,8 @@ from protopnet.training.solver import Progress, RowBlock, Solution, mean_over, m
 _SMALL_SET = 32  # connections that a working set may grow to at once
 _WIDE = 8, 128  # with more than P / 8 connections a class, and more than 128, a dense product is as quick
 _NO_CURVATURE = 1e-6  # rows that weigh less are left out of a model, never out of F or its gradient
-_LEAST = 1e-15  # of what a sum of exponents may shrink to in one step, relative
-_MOST_EXPONENT = 500.0
-_SUFFICIENT, _MOST_HALVINGS = 1e-3, 20  # of the descent that a model promises
-_JOINT_HALVINGS = 6
+_LEAST, _MOST_EXPONENT = 1e-15, 500.0  # what a sum of exponents may shrink to in one step, relative
+_SUFFICIENT, _MOST_HALVINGS, _JOINT_HALVINGS = 1e-3, 20, 6  # of the descent that a model promises
 _PATIENCE = 3  # cycles without descent
 
 Indices = NDArray[np.int64]
@@ -231,8 +229,7 @@ class _Search:
         root_c = (curvature_n[rows_c] / self.rows).sqrt_().to(self.dtype)
         hessian = torch.zeros((len(columns_An),) * 2, dtype=torch.float64, device=columns_An.device)
         for rows, root in zip(rows_c.split(self.block.chunk_rows), root_c.split(self.block.chunk_rows), strict=True):
-            some = columns_An.index_select(1, rows).mul_(root)
-            hessian += _times_itself(some)
+            hessian += _times_itself(columns_An.index_select(1, rows).mul_(root))
         hessian.diagonal().add_(self.ridge)
         return hessian.cpu().numpy()
 
@@ -264,9 +261,8 @@ class _Search:
             A = np.flatnonzero((self.weights[k] != 0) | ~self.off[k])
             slope_A = self._slope(k, self._columns(A), self._probability(k))
             weights_A = self.weights[k, A]
-            slope_A = (
-                slope_A + self.ridge * (weights_A - self.anchor[k, A]) + self.l1 * self.off[k, A] * np.sign(weights_A)
-            )
+            slope_A += self.ridge * (weights_A - self.anchor[k, A])
+            slope_A += self.l1 * self.off[k, A] * np.sign(weights_A)
             inside = (weights_A > self.floor[k, A]) | (slope_A < 0)
             free.append(A[inside])
             slopes.append(slope_A[inside])
