@@ -11,7 +11,7 @@ import torchvision
 from PIL import Image
 from running_jobs import Finished, Jobs, TrainedRun
 
-QUICK = 90  # seconds on a busy machine; five on an idle one
+QUICK = 30  # seconds on a busy machine; five on an idle one
 
 
 def fill(folder: Path, images: int) -> None:
