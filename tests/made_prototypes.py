@@ -41,3 +41,7 @@ def prototypes() -> pa.Table:
         for p, label in enumerate(CLASS_P.tolist())
     ]
     return pa.Table.from_pylist(rows, PROTOTYPE_SCHEMA)
+
+
+def points(*places: tuple[float, float]) -> list[dict]:
+    return [{"part": f"part {n}", "x": x, "y": y} for n, (x, y) in enumerate(places)]

@@ -123,8 +123,8 @@ def prepare(bundle: Bundle, corrector: Corrector, log: DecisionLog, settings: Wo
         print("the last decision was cut off while it was written down, and was not taken", flush=True)
     if log.done:
         print(f"goes on with {len(log.done)} decisions from before", flush=True)
-    for lapsed in session.settled.lapsed:
-        print(f"decision {lapsed.decision} doesn't apply any more: {lapsed.reason}", flush=True)
+    for decision, reason in session.lapsed():
+        print(f"{decision.decide} ({decision.who}) doesn't apply any more: {reason}", flush=True)
     catalogue = Catalogue(folder / "audit", dataset, corrector.known.grid, trained.data)
 
     def make_bundle() -> str:

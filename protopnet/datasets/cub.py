@@ -46,11 +46,10 @@ def cub_classes(path: str, settings: DataSettings) -> list[str]:
     return chosen_classes([name for _, name in _lines(path, "classes.txt", 2)], settings.classes)
 
 
-def cub_photos(path: str, settings: DataSettings) -> list[Photo]:
-    """The photographs of the chosen classes in the order (class, path). `UserError` if a file of the layout is missing or
+def cub_photos(root: str, classes: list[str], settings: DataSettings) -> list[Photo]:
+    """The photographs of these classes in the order (class, path). `UserError` if a file of the layout is missing or
     broken."""
-    root = storage.located(path)
-    photos = _photos(root, cub_classes(root, settings))
+    photos = _photos(root, classes)
     masks = masks_for(settings.masks, [photo.path for photo in photos]) if settings.masks else {}
     return [replace(photo, mask=masks.get(photo.path)) for photo in photos]
 

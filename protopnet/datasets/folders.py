@@ -23,7 +23,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from protopnet import storage
 from protopnet.config import DataSettings
@@ -32,7 +31,7 @@ from protopnet.datasets.layout import layout_of
 from protopnet.datasets.masks import masks_for, of_box, read_mask
 from protopnet.datasets.pool import ordered, threads_for
 from protopnet.datasets.rows import MANIFEST_SCHEMA, BadRow, Dataset, error_table
-from protopnet.datasets.splits import chosen_classes, renumbered, with_splits
+from protopnet.datasets.splits import chosen_classes, renumbered, with_labels, with_splits
 from protopnet.errors import UserError
 from protopnet.imaging import BadImage, verify
 
@@ -82,9 +81,8 @@ def labelled_dataset(
     classes: list[str], rows: pa.Table, source: dict[str, Any], errors: pa.Table, settings: DataSettings, seed: int
 ) -> Dataset:
     """Rows with names of classes, in order, get their labels, numbers and splits."""
-    labels = pc.index_in(rows["class_name"], value_set=pa.array(classes, pa.string()))
-    rows = rows.set_column(rows.schema.get_field_index("label"), "label", labels)
-    return Dataset(classes, with_splits(renumbered(rows.combine_chunks()), settings, seed), source, errors)
+    rows = renumbered(with_labels(rows, classes).combine_chunks())
+    return Dataset(classes, with_splits(rows, settings, seed), source, errors)
 
 
 def list_folder(path: str, settings: DataSettings) -> Listed:

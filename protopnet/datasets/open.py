@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from protopnet import storage
 from protopnet.config import BirdSettings, DataSettings
@@ -21,7 +20,7 @@ from protopnet.datasets.pieces import Source
 from protopnet.datasets.reader import ImageReader
 from protopnet.datasets.rows import MANIFEST_SCHEMA, BadRow, Dataset, as_stored
 from protopnet.datasets.shards import image_bytes, is_complete, open_shards, write_source
-from protopnet.datasets.splits import chosen_classes, renumbered
+from protopnet.datasets.splits import chosen_classes, renumbered, with_labels
 from protopnet.datasets.tars import tar_files, tar_source
 from protopnet.errors import UserError
 
@@ -150,7 +149,8 @@ def _key(settings: DatasetSettings, items: Iterable[Any]) -> str:
 def _cub(root: str, settings: DatasetSettings) -> Source:
     data = settings.data
     about = {"kind": "cub", "path": root, "crop": data.crop}
-    photos, classes = cub_photos(root, data), cub_classes(root, data)
+    classes = cub_classes(root, data)
+    photos = cub_photos(root, classes, data)
 
     def finish(rows: pa.Table, errors: pa.Table) -> Dataset:
         return Dataset(classes, renumbered(rows), about, errors)
@@ -168,9 +168,7 @@ def _birds(settings: DatasetSettings) -> Source:
     about = {"kind": "birds", "crop": "none"} | settings.birds.model_dump()
 
     def finish(rows: pa.Table, errors: pa.Table) -> Dataset:
-        labels = pc.index_in(rows["class_name"], value_set=pa.array(classes, pa.string()))
-        at = rows.schema.get_field_index("label")
-        return Dataset(classes, renumbered(rows.set_column(at, "label", labels)), about, errors)
+        return Dataset(classes, renumbered(with_labels(rows, classes)), about, errors)
 
     places = [place for place in bird_places(settings.birds) if names[place[0]] in classes]
     key = _key(settings, [settings.birds])

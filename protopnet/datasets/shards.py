@@ -1,4 +1,4 @@
-"""Datasets as Parquet shards: one row an image, the image inside, in a drawn order (`mixing`).
+"""Datasets as Parquet shards: one row an image, the image inside, in a drawn order (`writer.drawn`).
 
     shards/dataset.json                     classes, counts, source, and the names of the files that count
     shards/shard-<token>-00000.parquet      rows; a file at most 240 MB, a row group 8 to 64 images, at most 2 MB

@@ -43,6 +43,12 @@ def keep_classes(table: pa.Table, names: list[str], chosen: list[str]) -> pa.Tab
     return renumbered(_replaced(table, "label", pa.array(labels[labels >= 0], pa.int32())))
 
 
+def with_labels(table: pa.Table, classes: list[str]) -> pa.Table:
+    """Rows with the number of their class among these names as `label`."""
+    labels = pc.index_in(table["class_name"], value_set=pa.array(classes, pa.string()))
+    return table.set_column(table.schema.get_field_index("label"), "label", labels)
+
+
 def renumbered(table: pa.Table) -> pa.Table:
     """The same rows with image_id 0, 1, 2, …"""
     return _replaced(table, "image_id", pa.array(np.arange(table.num_rows, dtype=np.int64)))

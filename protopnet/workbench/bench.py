@@ -36,12 +36,8 @@ class Workbench:
             "holder": self.desk.holder(),
             "torn": log.torn,
             "lapsed": [
-                {
-                    "decide": log.done[each.decision - 1].decide,
-                    "who": log.done[each.decision - 1].who,
-                    "why": each.reason,
-                }
-                for each in self.session.settled.lapsed
+                {"decide": decision.decide, "who": decision.who, "why": reason}
+                for decision, reason in self.session.lapsed()
             ],
             "decisions": len(log.done),
             "undo": log.done[-1].decide if log.done else None,

@@ -132,6 +132,10 @@ class Session:
         """Those that count."""
         return list(self.log.done)
 
+    def lapsed(self) -> list[tuple[Decision, str]]:
+        """Those of them that don't apply to this bundle, and why."""
+        return [(self.log.done[each.decision - 1], each.reason) for each in self.settled.lapsed]
+
     def corrector(self) -> Corrector:
         """What carries the decisions out as `jobs/prune.py` does, with passes over the images."""
         return self._with(self.log.done)

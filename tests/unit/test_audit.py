@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from made_prototypes import CLASS_P, CLASSES, jpeg, prototypes
+from made_prototypes import CLASS_P, CLASSES, jpeg, points, prototypes
 
 from protopnet.auditing.audit import audit_bundle
 from protopnet.auditing.audit_pages import AuditPages, class_path
@@ -22,10 +22,6 @@ from protopnet.datasets.masks import packed
 from protopnet.errors import UserError
 from protopnet.model.bundle import Bundle
 from protopnet.model.network import build_network
-
-
-def points(*places: tuple[float, float]) -> list[dict]:
-    return [{"part": f"part {n}", "x": x, "y": y} for n, (x, y) in enumerate(places)]
 
 
 def neighbours(

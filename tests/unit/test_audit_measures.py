@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_prototypes import CLASS_P
+from made_prototypes import CLASS_P, points
 
 from protopnet.auditing.close_pairs import NEIGHBOURS, close_pairs
 from protopnet.auditing.patch_table import most_active, share_on_object
@@ -118,10 +118,6 @@ def test_a_class_without_images_has_the_reach_of_the_others() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------- patches
-
-
-def points(*places: tuple[float, float]) -> list[dict]:
-    return [{"part": f"part {n}", "x": x, "y": y} for n, (x, y) in enumerate(places)]
 
 
 class TestOnObject:

@@ -10,7 +10,7 @@ import pytest
 from flowers import check_rows, jpeg
 
 from protopnet.config import DataSettings, RunSettings
-from protopnet.datasets.cub import cub_photos, read_photos
+from protopnet.datasets.cub import cub_classes, cub_photos, read_photos
 from protopnet.datasets.open import open_dataset
 from protopnet.datasets.rows import BadRow
 from protopnet.errors import UserError
@@ -40,7 +40,8 @@ def small_cub(root: Path) -> Path:
 
 
 def cub_rows(root: Path, settings: DataSettings) -> list[dict[str, Any] | BadRow]:
-    return list(read_photos(cub_photos(str(root), settings), 2, root=str(root), settings=settings))
+    photos = cub_photos(str(root), cub_classes(str(root), settings), settings)
+    return list(read_photos(photos, 2, root=str(root), settings=settings))
 
 
 def test_the_official_layout_gives_crops_with_their_key_points(tmp_path: Path) -> None:

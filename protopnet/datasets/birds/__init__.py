@@ -41,7 +41,7 @@ def bird_kinds(settings: BirdSettings) -> list[Kind]:
 
 def bird_places(settings: BirdSettings) -> Iterator[tuple[int, str, int]]:
     """Label, split and index of every image in order of (class, path)."""
-    for label in range(len(bird_kinds(settings))):
+    for label in range(settings.classes):
         for split in SPLITS:
             count = settings.train_per_class if split == "train" else settings.test_per_class
             yield from ((label, split, index) for index in range(count))
